@@ -1,0 +1,142 @@
+"""Seam 1, the Backend, in three parts: runs, models and files.
+
+Everything here is a question or an order that can be answered at once. What takes time (following events, waiting,
+plotting) is written once above it, in `fm.run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from fm.lifecycle import Status
+from fm.types import (
+    Caller,
+    Checkpoint,
+    DataRef,
+    Event,
+    LogChunk,
+    MetricRow,
+    ModelRef,
+    ModelVersion,
+    Principal,
+    RunRecord,
+    TrainRequest,
+)
+
+PAGE_LIMIT = 1000
+"""The most items that one call returns, whatever it asks for."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run to be made: the request, and what was resolved and recorded when it was."""
+
+    request: TrainRequest
+    model: ModelRef
+    train_data: DataRef
+    eval_data: DataRef | None = None
+    caller: Caller = field(default_factory=Caller)
+    launcher: str = "process"
+    experiment_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs to list; newest first. `name` is a glob over names, or the beginning of an id."""
+
+    statuses: frozenset[Status] = frozenset()
+    name: str | None = None
+    owners: frozenset[str] = frozenset()
+    after: datetime | None = None
+    before: datetime | None = None
+    experiment_id: str | None = None
+    limit: int = 100
+    cursor: str | None = None
+    """The id of the last run of the page before."""
+
+
+class Runs(Protocol):
+    """The runs that the principal may see. Where a run is named, its id, the beginning of its id that no other has,
+    or its name is meant; a name means the latest run that bears it. An unknown one raises `NotFound`."""
+
+    def create(self, new: NewRun, *, idempotency_key: str) -> RunRecord:
+        """Stores the run as QUEUED. The same key again returns the run that was made the first time."""
+
+    def get(self, run: str) -> RunRecord: ...
+
+    def list(self, filter: RunFilter) -> Sequence[RunRecord]: ...
+
+    def events(self, run: str, *, after: int = 0, limit: int = PAGE_LIMIT) -> Sequence[Event]:
+        """Events with a sequence number above `after`, oldest first."""
+
+    def metrics(
+        self, run: str, *, keys: Sequence[str] | None = None, after_step: int = -1, limit: int = PAGE_LIMIT
+    ) -> Sequence[MetricRow]:
+        """Rows of steps above `after_step`, in order."""
+
+    def logs(self, run: str, *, offset: int = 0) -> LogChunk:
+        """The log from `offset` on, at most a page of it."""
+
+    def checkpoints(self, run: str) -> Sequence[Checkpoint]:
+        """The whole checkpoints, oldest first."""
+
+    def cancel(self, run: str, *, reason: str = "") -> RunRecord:
+        """Stops the run, saving a checkpoint if it is training. Cancelling an ended run raises `Conflict`."""
+
+    def resume(self, run: str, *, idempotency_key: str) -> RunRecord:
+        """A child run that goes on from the last checkpoint of a STOPPED or FAILED one."""
+
+    def delete(self, run: str) -> None:
+        """Removes an ended run with its folder. Its registered model stays. An active run raises `Conflict`."""
+
+
+class Models(Protocol):
+    """The registry. A model is named `a.b.c` (its latest version), `a.b.c@alias` or `a.b.c/3`."""
+
+    def get(self, ref: str) -> ModelVersion: ...
+
+    def list(self, *, name: str | None = None, limit: int = PAGE_LIMIT) -> Sequence[ModelVersion]:
+        """Versions whose name fits the glob `name`, newest first."""
+
+    def alias(self, ref: str, alias: str, *, remove: bool = False) -> ModelVersion:
+        """Points `alias` at the version, or takes it away."""
+
+    def open(self, ref: str) -> Path:
+        """A local folder with the version's files, checked against their digests."""
+
+    def delete(self, ref: str) -> None:
+        """Removes a version; `Conflict` while others are based on it or a run that has not ended uses it."""
+
+
+class Files(Protocol):
+    """Data files on their way in."""
+
+    def put(self, path: str, *, digest: str, bytes: int, rows: int | None) -> DataRef:
+        """Makes checked data known to the backend, and returns what a run refers to it by."""
+
+
+class Backend(Protocol):
+    """Where runs are kept and asked for."""
+
+    name: str
+    poll_seconds: float
+    """How long to wait between two questions when following; 0 where asking is what makes time pass."""
+
+    @property
+    def runs(self) -> Runs: ...
+
+    @property
+    def models(self) -> Models: ...
+
+    @property
+    def files(self) -> Files: ...
+
+    def scoped(self, principal: Principal) -> Backend:
+        """The same backend, narrowed to what `principal` may see."""
+
+    def close(self) -> None: ...
+

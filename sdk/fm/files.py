@@ -1,0 +1,121 @@
+"""Writing so that a reader sees all of it or none, and knowing later that it is still what was written.
+
+A single file goes to a temporary name, is synced, and is renamed. A folder is written in any order, and becomes whole
+with its manifest, which is written last and holds size and digest of every other file.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from fm.errors import DiskFull, Unavailable
+from fm.layout import MANIFEST
+
+_BLOCK = 1 << 20
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns the operating system's refusals to write below `path` into `DiskFull` or `Unavailable`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise DiskFull(
+                f"no space left while writing {path}", hint="free some space (`ftctl gc` helps), then resume the run"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise Unavailable(f"can't write {path}: {error.strerror}", hint="check its owner and mode") from error
+        raise
+
+
+def make_private(folder: Path) -> Path:
+    """Makes `folder` and the missing ones above it, readable by the owner alone."""
+    with disk_errors(folder):
+        for missing in reversed([folder, *folder.parents]):
+            if not missing.exists():
+                missing.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
+    """A file that appears at `path`, synced and with mode 0600, when the block ends without an error."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    with disk_errors(path):
+        try:
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` to `path` as JSON, whole or not at all."""
+    with atomic_writer(path) as file:
+        file.write(json.dumps(value, indent=1, sort_keys=True, default=str).encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of the file's bytes, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(folder: Path, **extra: Any) -> dict[str, Any]:
+    """Syncs all files below `folder` and writes its manifest, by which it becomes whole. Returns the manifest.
+
+    The manifest holds ``files: {name: {bytes, sha256}}`` and the values of `extra`.
+    """
+    files = {}
+    with disk_errors(folder):
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and path.name != MANIFEST:
+                path.chmod(0o600)
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+        sync_folder(folder)
+        manifest = {**extra, "files": files}
+        write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def read_manifest(folder: Path, *, verify: bool = False) -> dict[str, Any] | None:
+    """The manifest of `folder`, or None if the folder is not whole.
+
+    Whole means: the manifest can be read, and every file is there with the size it names; with `verify`, also with
+    the digest.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        for name, entry in manifest["files"].items():
+            path = folder / name
+            if path.stat().st_size != entry["bytes"] or (verify and digest_file(path) != entry["sha256"]):
+                return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return dict(manifest)

@@ -1,0 +1,101 @@
+"""What an agent hands to a trainer, and the lines that come back: the whole interface between the two.
+
+A stage gets a folder with a `Job` in it. It writes events, metrics and a heartbeat there through a `Reporter`, and
+nothing else that an agent reads. So a trainer knows nothing of stores, servers or schedulers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from fm.files import disk_errors, make_private, write_json
+from fm.layout import StageFolder
+from fm.lifecycle import EventType
+from fm.types import DataRef, ModelRef, TrainRequest
+
+Stage = Literal["check", "train"]
+
+
+class Job(BaseModel):
+    """One stage of one run: what the process in a stage folder is to do."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    stage: Stage
+    run_id: str
+    run_name: str
+    attempt: int
+    """Which training start this is, from 1; 0 for the check."""
+    request: TrainRequest
+    model: ModelRef
+    train_data: DataRef
+    eval_data: DataRef | None = None
+    storage_root: str
+    prepared: dict[str, Any] | None = None
+    """For training: what the check wrote in the data of its CHECK_PASSED event (shards, tokenizer, counts)."""
+    elapsed_seconds: float = 0.0
+    """Training time of the earlier attempts, which a wall-clock budget has already spent."""
+    resume_from: tuple[str, ...] = ()
+    """Checkpoint folders to look through for the newest whole one; empty to start from the beginning."""
+
+    @classmethod
+    def read(cls, folder: StageFolder) -> Job:
+        return cls.model_validate_json(folder.job.read_bytes())
+
+    def write(self, folder: StageFolder) -> None:
+        make_private(folder.path)
+        write_json(folder.job, self.model_dump(mode="json"))
+
+
+class Reporter:
+    """Appends events, metrics and heartbeats to the files of a stage folder. Used by one process of a stage.
+
+    Each line is one `write` of less than a page or so, flushed at once: a killed process leaves at most one partial
+    last line, which readers pass over and the next process of the stage never continues.
+    """
+
+    def __init__(self, folder: StageFolder) -> None:
+        self._folder = folder
+        self._events = _append_only(folder.events)
+        self._metrics = _append_only(folder.metrics)
+        self._last_beat = 0.0
+
+    def event(self, type: EventType, message: str, **data: Any) -> None:
+        """Reports what happened. `data` must be JSON-able; the agent copies it to the store."""
+        self._line(self._events, {"type": type.value, "time": _now(), "message": message, "data": data})
+        os.fsync(self._events.fileno())
+
+    def metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Reports figures of optimiser step `step`."""
+        self._line(self._metrics, {"step": step, "time": _now(), "values": dict(values)})
+
+    def heartbeat(self, step: int, *, every: float = 1.0) -> None:
+        """Shows that step `step` is done; written at most once in `every` seconds."""
+        now = time.monotonic()
+        if now - self._last_beat >= every:
+            self._last_beat = now
+            write_json(self._folder.heartbeat, {"step": step, "time": _now()})
+
+    def close(self) -> None:
+        self._events.close()
+        self._metrics.close()
+
+    def _line(self, file: IO[bytes], value: Mapping[str, Any]) -> None:
+        with disk_errors(self._folder.path):
+            file.write(json.dumps(value, allow_nan=False, default=str).encode() + b"\n")
+
+
+def _append_only(path: Path) -> IO[bytes]:
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab", buffering=0)  # noqa: SIM115
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()

@@ -1,0 +1,91 @@
+"""Where things are kept, and how to change it from outside: the `FM_*` environment variables.
+
+==============  ====================================================================  ==========================
+Variable        Meaning                                                               Default
+==============  ====================================================================  ==========================
+FM_HOME         folder of the run store and the agent's log; must be a local disk     ``~/.ftctl``
+FM_RUNS         storage root for run folders, models and shards; may be shared        FM_HOME
+FM_STORE        SQLAlchemy URL of the run store, as ``postgresql+psycopg://…``        SQLite in FM_HOME
+FM_BACKEND      backend to use                                                        ``local``
+FM_AGENT        ``auto``: started when needed, detached; ``inline``: a thread of      ``auto``
+                the calling process; ``off``: somebody runs ``ftctl agent``
+==============  ====================================================================  ==========================
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from fm.errors import HomeError, RequestError
+from fm.files import make_private
+from fm.layout import Storage
+
+_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs", "fuse.sshfs", "glusterfs"}
+_AGENT_MODES = ("auto", "inline", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The settings of this process. Read once for each backend that is opened."""
+
+    home: Path
+    storage: Storage
+    store_url: str
+    agent: str
+
+    @classmethod
+    def read(cls) -> Settings:
+        """Settings as the environment has them.
+
+        Raises:
+            RequestError: a variable's value is not one that it can have.
+        """
+        home = Path(os.environ.get("FM_HOME") or "~/.ftctl").expanduser().absolute()
+        root = Path(os.environ.get("FM_RUNS") or home).expanduser().absolute()
+        agent = os.environ.get("FM_AGENT") or "auto"
+        if agent not in _AGENT_MODES:
+            raise RequestError(
+                f"FM_AGENT is {agent!r}", field="FM_AGENT", hint=f"set it to one of {', '.join(_AGENT_MODES)}"
+            )
+        url = os.environ.get("FM_STORE") or f"sqlite:///{home / 'ftctl.db'}"
+        return cls(home=home, storage=Storage(root), store_url=url, agent=agent)
+
+    def prepare_home(self) -> None:
+        """Makes the home folder and checks that it can hold the run store.
+
+        Raises:
+            HomeError: it can't be written, or lies on a network disk (whose locks SQLite can't rely on).
+        """
+        try:
+            make_private(self.home)
+        except OSError as error:
+            raise self._home_error(str(error)) from error
+        except Exception as error:
+            raise self._home_error(getattr(error, "message", str(error))) from error
+        if not os.access(self.home, os.W_OK | os.X_OK):
+            raise self._home_error("not writable")
+        if (kind := filesystem_of(self.home)) in _NETWORK:
+            raise self._home_error(f"on a network disk ({kind}), on which the run store could be damaged")
+
+    def _home_error(self, problem: str) -> HomeError:
+        return HomeError(
+            f"FM_HOME={self.home}: {problem}",
+            hint="set FM_HOME to a folder on a local disk that you own; run folders may lie elsewhere (FM_RUNS)",
+        )
+
+
+def filesystem_of(path: Path) -> str:
+    """The type of the file system that holds `path`, as in ``/proc/mounts``; empty where the system can't say."""
+    try:
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return ""
+    resolved, best, kind = path.resolve(), -1, ""
+    for line in mounts:
+        _, point, fs, *_ = line.split(" ")
+        mount = Path(point.replace("\\040", " "))
+        if (resolved == mount or mount in resolved.parents) and len(mount.parts) >= best:
+            best, kind = len(mount.parts), fs
+    return kind
