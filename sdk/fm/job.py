@@ -23,6 +23,13 @@ from fm.types import DataRef, ModelRef, TrainRequest
 
 Stage = Literal["check", "train"]
 
+EXIT_FAILED = 1
+"""The stage wrote a FAILED, CHECK_FAILED or FAILED_EXCEPTION event before it exited."""
+EXIT_STOPPED = 75
+"""Asked to stop (SIGTERM), and a whole checkpoint of the last step was saved first."""
+EXIT_DISK_FULL = 76
+"""No space left; perhaps not even for an event."""
+
 
 class Job(BaseModel):
     """One stage of one run: what the process in a stage folder is to do."""
@@ -41,6 +48,8 @@ class Job(BaseModel):
     storage_root: str
     prepared: dict[str, Any] | None = None
     """For training: what the check wrote in the data of its CHECK_PASSED event (shards, tokenizer, counts)."""
+    started_at: datetime
+    """When this stage was started, as the STARTED event says; a wall-clock budget counts from here."""
     elapsed_seconds: float = 0.0
     """Training time of the earlier attempts, which a wall-clock budget has already spent."""
     resume_from: tuple[str, ...] = ()
