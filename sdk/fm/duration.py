@@ -1,4 +1,4 @@
-"""How long to train: a number with a unit, written as ``"3ep"``, ``"500ba"``, ``"1_000_000tok"``, ``"45m"`` or ``"2h"``."""
+"""How long to train, as a number with a unit: ``"3ep"``, ``"500ba"``, ``"1_000_000tok"``, ``"45m"``, ``"2h"``."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Status(StrEnum):
             return cls.UNKNOWN
 
     @classmethod
-    def _missing_(cls, value: object) -> Status:
+    def _missing_(cls, _value: object) -> Status:
         # A record written by a newer ftctl must still be readable.
         return cls.UNKNOWN
 
@@ -96,7 +96,7 @@ class EventType(StrEnum):
     UNKNOWN = "UNKNOWN"
 
     @classmethod
-    def _missing_(cls, value: object) -> EventType:
+    def _missing_(cls, _value: object) -> EventType:
         return cls.UNKNOWN
 
     @property

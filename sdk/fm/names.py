@@ -1,4 +1,4 @@
-"""The names that people give to models and runs. Each becomes part of a path somewhere, so each is checked once, here."""
+"""The names that people give to models and runs. Each becomes part of a path, so each is checked once, here."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The two seams' tables: a name, the module to import, and what to install if that fails.
 
-Third parties add theirs as entry points in the groups ``fm.backends`` and ``fm.launchers``; a built-in name always means
-the built-in.
+Third parties add theirs as entry points in the groups ``fm.backends`` and ``fm.launchers``; a built-in name always
+means the built-in.
 """
 
 from __future__ import annotations

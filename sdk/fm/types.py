@@ -25,7 +25,7 @@ class TaskType(StrEnum):
     """What the rows of the data are, and which of their tokens are trained on."""
 
     CHAT_COMPLETION = "CHAT_COMPLETION"
-    """``{"messages": [{"role", "content"}, …]}``; the model's chat template is applied; assistant turns are trained."""
+    """``{"messages": [{"role", "content"}, …]}``; the chat template is applied; assistant turns are trained."""
     INSTRUCTION_FINETUNE = "INSTRUCTION_FINETUNE"
     """``{"prompt", "response"}``; the text as it stands; the response is trained."""
     CONTINUED_PRETRAIN = "CONTINUED_PRETRAIN"
@@ -41,7 +41,7 @@ class _Record(BaseModel):
 
 
 class LoraConfig(_Request):
-    """The adapter's shape. Defaults follow "LoRA without regret" (Thinking Machines, 2025): every linear layer, rank 16."""
+    """The adapter's shape. Defaults follow "LoRA without regret" (Thinking Machines, 2025): all linear layers."""
 
     rank: int = Field(16, ge=1, le=1024)
     alpha: float = Field(32.0, gt=0)
