@@ -51,7 +51,7 @@ def load(seam: str, name: str) -> Any:
     except ModuleNotFoundError as error:
         if not plugin.extra:
             raise
-        raise MissingExtra(f"{field} {name!r} needs {error.name}, which is not installed", extra=plugin.extra) from error
+        raise MissingExtra(f"{field} {name!r} needs {error.name}, not installed here", extra=plugin.extra) from error
 
 
 @cache

@@ -22,7 +22,7 @@ from fm.errors import HomeError, RequestError
 from fm.files import make_private
 from fm.layout import Storage
 
-_NETWORK = set(["nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs", "fuse.sshfs", "glusterfs", "fuse.glusterfs"])
+_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs", "fuse.sshfs"}
 _AGENT_MODES = ("auto", "inline", "off")
 
 
