@@ -1,0 +1,128 @@
+"""Opening the store's database, and one transaction at a time on it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Table, create_engine, event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from fm.errors import DiskFull, MissingExtra, RequestError, StoreError
+from fm.store import schema
+
+_BUSY_SECONDS = 60
+IN_MEMORY = "sqlite://"
+
+
+class Database:
+    """An SQLite or PostgreSQL database with the store's schema.
+
+    SQLite keeps its rollback journal: versions before 3.51.3 can corrupt a write-ahead log with several writers. Every
+    write begins IMMEDIATE, because a transaction that reads first and then wants to write fails at once with "locked".
+    """
+
+    def __init__(self, url: str) -> None:
+        """Opens the database and brings its schema up to date.
+
+        Raises:
+            RequestError: the URL names no database that is supported.
+            MissingExtra: its driver is not installed.
+            StoreError: it can't be reached, or belongs to a newer ftctl.
+        """
+        self.engine = _engine(url)
+        # The one connection of an in-memory database is shared by all threads.
+        self._exclusive = threading.RLock() if url == IN_MEMORY else None
+        with self.read() as connection:
+            current = schema.is_current(schema.applied(connection))
+        if not current:
+            with self.write() as connection:
+                schema.migrate(connection)
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.engine.dialect.name == "sqlite"
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that sees one state of the store."""
+        with self._transaction(write=False) as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that is committed when the block ends without an error, and is undone otherwise."""
+        with self._transaction(write=True) as connection:
+            yield connection
+
+    @contextmanager
+    def _transaction(self, *, write: bool) -> Iterator[Connection]:
+        if self._exclusive:
+            self._exclusive.acquire()
+        try:
+            with self.engine.connect() as connection:
+                connection.execution_options(fm_write=write)
+                with connection.begin():
+                    yield connection
+        except (DBAPIError, SQLAlchemyError) as error:
+            raise _translate(error) from error
+        finally:
+            if self._exclusive:
+                self._exclusive.release()
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def upsert_into(connection: Connection, table: Table) -> Any:
+    """An INSERT for `table` that has `on_conflict_do_update`, in the dialect of the connection."""
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
+
+
+def _engine(url: str) -> Engine:
+    try:
+        if url == IN_MEMORY:
+            engine = create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False})
+        elif url.startswith("sqlite"):
+            engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": _BUSY_SECONDS})
+        else:
+            engine = create_engine(url, pool_pre_ping=True)
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"the run store's URL needs {error.name}", extra="postgres") from error
+    except (SQLAlchemyError, NoSuchModuleError) as error:
+        raise RequestError(
+            f"FM_STORE can't be used: {error}", field="FM_STORE", hint="write postgresql+psycopg://user@host/database"
+        ) from error
+    if engine.dialect.name not in ("sqlite", "postgresql"):
+        raise RequestError(
+            f"FM_STORE names a {engine.dialect.name} database", field="FM_STORE", hint="SQLite and PostgreSQL are known"
+        )
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # transactions begin where `_begin_sqlite` says so
+    connection.execute("PRAGMA synchronous = FULL")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    write = connection.get_execution_options().get("fm_write")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+
+def _translate(error: Exception) -> StoreError | DiskFull:
+    reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    if "disk is full" in reason:
+        return DiskFull("no space left for the run store", hint="free some space where FM_HOME lies")
+    if "locked" in reason:
+        return StoreError("the run store was locked by another process for a minute", hint="try again")
+    return StoreError(f"the run store can't be used: {reason}", hint="`ftctl doctor` checks it")

@@ -1,0 +1,236 @@
+"""Runs and their history in the store: making, finding, listing, cancelling, and reading what happened."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, insert, select, update
+
+from fm import lifecycle
+from fm.backends.base import PAGE_LIMIT, NewRun, RunFilter
+from fm.errors import Conflict, NotFound
+from fm.lifecycle import TERMINAL, EventType, Status
+from fm.names import new_run_id, new_run_name
+from fm.store.schema import events, logs, metrics, runs
+from fm.types import Event, LogChunk, MetricRow, Principal, RunRecord
+
+_LOG_PAGE = 200
+"""Chunks of log in one answer."""
+
+
+def create(
+    connection: Connection, new: NewRun, key: str, who: Principal, now: datetime, *, parent: RunRecord | None = None
+) -> RunRecord:
+    """Stores a run as QUEUED; with a key that has made one before, returns that one."""
+    same = (runs.c.team == who.team, runs.c.idempotency_key == key)
+    if record := connection.execute(select(runs.c.record).where(*same)).scalar():
+        return RunRecord.model_validate_json(record)
+    run_id = new_run_id()
+    pending = RunRecord(
+        id=run_id,
+        name=new.request.name or new_run_name(new.request.model),
+        status=Status.PENDING,
+        request=new.request,
+        team=who.team,
+        owner=who.user,
+        launcher=new.launcher,
+        model=new.model,
+        train_data=new.train_data,
+        eval_data=new.eval_data,
+        caller=new.caller,
+        parent=parent.id if parent else None,
+        experiment_id=new.experiment_id or run_id,
+        created_at=now,
+    )
+    connection.execute(
+        insert(runs).values(
+            id=run_id,
+            name=pending.name,
+            team=pending.team,
+            owner=pending.owner,
+            status=pending.status.value,
+            experiment_id=pending.experiment_id,
+            created_at=now.timestamp(),
+            idempotency_key=key,
+            record=pending.model_dump_json(),
+        )
+    )
+    message = f"goes on from {parent.name}" if parent else "waits for an agent"
+    return append(connection, run_id, [Event(type=EventType.CREATED, time=now, message=message)])
+
+
+def append(connection: Connection, run_id: str, new: Sequence[Event]) -> RunRecord:
+    """Adds `new` to the run's history, numbers it, and lets it change the run.
+
+    A line that a trainer wrote is taken in once, however often it comes, and no more once the run has ended.
+
+    Raises:
+        Conflict: the run's status does not allow one of the events; then none is added.
+    """
+    row = lock(connection, run_id)
+    record, seq = RunRecord.model_validate_json(row.record), row.last_seq
+    for event in new:
+        if event.line is not None and (record.status.is_terminal() or _known(connection, run_id, event)):
+            continue
+        record = lifecycle.apply(record, event)
+        seq += 1
+        numbered = event.model_copy(update={"seq": seq})
+        connection.execute(
+            insert(events).values(
+                run_id=run_id, seq=seq, attempt=event.attempt, line=event.line, record=numbered.model_dump_json()
+            )
+        )
+    changes: dict[str, Any] = {"record": record.model_dump_json(), "status": record.status.value, "last_seq": seq}
+    if record.status is Status.QUEUED or record.status.is_terminal():
+        changes |= {"lease_agent": None, "lease_host": None, "lease_expires": None, "work": None}
+    connection.execute(update(runs).where(runs.c.id == run_id).values(**changes))
+    return record
+
+
+def _known(connection: Connection, run_id: str, event: Event) -> bool:
+    at = (events.c.run_id == run_id, events.c.attempt == event.attempt, events.c.line == event.line)
+    return connection.execute(select(events.c.seq).where(*at)).first() is not None
+
+
+def lock(connection: Connection, run_id: str) -> Row[Any]:
+    """The run's row, which nobody else changes until the transaction ends."""
+    row = connection.execute(select(runs).where(runs.c.id == run_id).with_for_update()).first()
+    if row is None:
+        raise NotFound(f"there is no run {run_id}")
+    return row
+
+
+def find(connection: Connection, team: str, ref: str) -> RunRecord:
+    """The run of that id, of the one id that begins so, or the latest of that name.
+
+    Raises:
+        NotFound: there is none.
+        Conflict: several ids begin so.
+    """
+    mine = select(runs.c.record).where(runs.c.team == team)
+    exact = connection.execute(mine.where(runs.c.id == ref)).scalar()
+    named = exact or connection.execute(
+        mine.where(runs.c.name == ref).order_by(runs.c.created_at.desc(), runs.c.id.desc()).limit(1)
+    ).scalar()
+    if named:
+        return RunRecord.model_validate_json(named)
+    prefix = ref if ref.startswith("run-") else f"run-{ref}"
+    beginning = list(
+        connection.execute(mine.where(runs.c.id.startswith(prefix, autoescape=True)).limit(2)).scalars()
+    )
+    if len(beginning) > 1 and len(prefix) > len("run-"):
+        raise Conflict(f"several runs' ids begin with {ref!r}", hint="write more of it; `ftctl runs list` shows them")
+    if len(beginning) != 1 or len(prefix) == len("run-"):
+        raise NotFound(f"there is no run {ref!r}", hint="`ftctl runs list` shows those that there are")
+    return RunRecord.model_validate_json(beginning[0])
+
+
+def list_runs(connection: Connection, team: str, wanted: RunFilter) -> list[RunRecord]:
+    """The runs that fit, newest first, at most `PAGE_LIMIT`."""
+    query = select(runs.c.id, runs.c.name, runs.c.record).where(runs.c.team == team)
+    if wanted.statuses:
+        query = query.where(runs.c.status.in_([status.value for status in wanted.statuses]))
+    if wanted.owners:
+        query = query.where(runs.c.owner.in_(wanted.owners))
+    if wanted.experiment_id:
+        query = query.where(runs.c.experiment_id == wanted.experiment_id)
+    if wanted.after:
+        query = query.where(runs.c.created_at >= wanted.after.timestamp())
+    if wanted.before:
+        query = query.where(runs.c.created_at < wanted.before.timestamp())
+    if wanted.cursor:
+        at = connection.execute(select(runs.c.created_at).where(runs.c.id == wanted.cursor)).scalar()
+        if at is None:
+            raise NotFound(f"there is no run {wanted.cursor} to go on from")
+        older = (runs.c.created_at < at) | ((runs.c.created_at == at) & (runs.c.id < wanted.cursor))
+        query = query.where(older)
+    query = query.order_by(runs.c.created_at.desc(), runs.c.id.desc())
+    limit = max(0, min(wanted.limit, PAGE_LIMIT))
+    if wanted.name is None:
+        query = query.limit(limit)
+    found: list[RunRecord] = []
+    for row in connection.execute(query):
+        if len(found) == limit:
+            break
+        if wanted.name is None or _fits(row, wanted.name):
+            found.append(RunRecord.model_validate_json(row.record))
+    return found
+
+
+def _fits(row: Row[Any], name: str) -> bool:
+    return fnmatch.fnmatchcase(row.name, name) or row.id.startswith((name, f"run-{name}"))
+
+
+def read_events(connection: Connection, run_id: str, after: int, limit: int) -> list[Event]:
+    query = select(events.c.record).where(events.c.run_id == run_id, events.c.seq > after).order_by(events.c.seq)
+    rows = connection.execute(query.limit(max(0, min(limit, PAGE_LIMIT)))).scalars()
+    return [Event.model_validate_json(record) for record in rows]
+
+
+def read_metrics(
+    connection: Connection, run_id: str, keys: Sequence[str] | None, after_step: int, limit: int
+) -> list[MetricRow]:
+    at = [metrics.c.run_id == run_id, metrics.c.step > after_step]
+    if keys is not None:
+        at.append(metrics.c.key.in_(keys))
+    steps = select(metrics.c.step).where(*at).distinct().order_by(metrics.c.step)
+    page = list(connection.execute(steps.limit(max(0, min(limit, PAGE_LIMIT)))).scalars())
+    if not page:
+        return []
+    rows: dict[int, MetricRow] = {}
+    for row in connection.execute(select(metrics).where(*at, metrics.c.step <= page[-1]).order_by(metrics.c.step)):
+        time = datetime.fromtimestamp(row.time).astimezone()
+        rows.setdefault(row.step, MetricRow(step=row.step, time=time, values={})).values[row.key] = row.value
+    return list(rows.values())
+
+
+def read_log(connection: Connection, run_id: str, offset: int) -> LogChunk:
+    query = select(logs.c.seq, logs.c.text).where(logs.c.run_id == run_id, logs.c.seq > offset)
+    rows = list(connection.execute(query.order_by(logs.c.seq).limit(_LOG_PAGE)))
+    return LogChunk(text="".join(row.text for row in rows), next_offset=rows[-1].seq if rows else offset)
+
+
+def cancel(connection: Connection, team: str, ref: str, event: Event) -> RunRecord:
+    """Stops a run that waits; asks the agent to stop one that is active. Asking twice changes nothing.
+
+    Raises:
+        Conflict: the run has ended.
+    """
+    record = find(connection, team, ref)
+    record = RunRecord.model_validate_json(lock(connection, record.id).record)
+    if record.status.is_terminal():
+        raise Conflict(f"run {record.name} is {record.status.value}: there is nothing to cancel")
+    if record.status is Status.TERMINATING:
+        return record
+    waits = record.status in (Status.PENDING, Status.QUEUED)
+    kind = EventType.CANCELED if waits else EventType.CANCEL_REQUESTED
+    return append(connection, record.id, [event.model_copy(update={"type": kind})])
+
+
+def remove(connection: Connection, team: str, ref: str) -> RunRecord:
+    """Removes an ended run with its history.
+
+    Raises:
+        Conflict: it has not ended, or a run that has not ended goes on from it.
+    """
+    record = find(connection, team, ref)
+    record = RunRecord.model_validate_json(lock(connection, record.id).record)
+    if not record.status.is_terminal():
+        raise Conflict(f"run {record.name} is {record.status.value}", hint=f"ftctl runs cancel {record.name}")
+    for child in unfinished(connection):
+        if child.parent == record.id:
+            raise Conflict(f"run {child.name} goes on from {record.name}'s checkpoints", hint="wait until it has ended")
+    for table in (events, metrics, logs):
+        connection.execute(delete(table).where(table.c.run_id == record.id))
+    connection.execute(delete(runs).where(runs.c.id == record.id))
+    return record
+
+
+def unfinished(connection: Connection) -> list[RunRecord]:
+    """Runs of all teams that have not ended, oldest first."""
+    ended = [status.value for status in TERMINAL]
+    query = select(runs.c.record).where(runs.c.status.not_in(ended)).order_by(runs.c.created_at)
+    return [RunRecord.model_validate_json(record) for record in connection.execute(query).scalars()]

@@ -1,0 +1,174 @@
+"""The store as one object: a transaction for each question or order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import delete, insert, select, update
+
+from fm.backends.base import NewRun, RunFilter
+from fm.clock import Clock, SystemClock
+from fm.errors import Conflict
+from fm.store import leases, registry
+from fm.store import runs as run_store
+from fm.store.database import Database
+from fm.store.leases import Lease
+from fm.store.schema import agents
+from fm.types import Event, LogChunk, MetricRow, ModelVersion, Principal, RunRecord
+
+AGENT_SILENCE = timedelta(seconds=30)
+"""An agent that has not been heard of for so long counts as gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRecord:
+    """An agent as it announced itself."""
+
+    id: str
+    host: str
+    pid: int
+    version: str
+    heartbeat: float
+    drain: bool
+
+
+class RunStore:
+    """Runs, events, metrics, logs, models and agents. Safe to use from several threads and processes."""
+
+    def __init__(self, url: str, clock: Clock | None = None) -> None:
+        self._database = Database(url)
+        self.clock = clock or SystemClock()
+        self.url = url
+
+    def close(self) -> None:
+        self._database.close()
+
+    # Runs, on behalf of a team
+
+    def create(self, new: NewRun, key: str, who: Principal, *, parent: RunRecord | None = None) -> RunRecord:
+        with self._database.write() as connection:
+            return run_store.create(connection, new, key, who, self.clock.now(), parent=parent)
+
+    def find(self, team: str, ref: str) -> RunRecord:
+        with self._database.read() as connection:
+            return run_store.find(connection, team, ref)
+
+    def list(self, team: str, wanted: RunFilter) -> Sequence[RunRecord]:
+        with self._database.read() as connection:
+            return run_store.list_runs(connection, team, wanted)
+
+    def events(self, run_id: str, after: int, limit: int) -> Sequence[Event]:
+        with self._database.read() as connection:
+            return run_store.read_events(connection, run_id, after, limit)
+
+    def metrics(self, run_id: str, keys: Sequence[str] | None, after_step: int, limit: int) -> Sequence[MetricRow]:
+        with self._database.read() as connection:
+            return run_store.read_metrics(connection, run_id, keys, after_step, limit)
+
+    def log(self, run_id: str, offset: int) -> LogChunk:
+        with self._database.read() as connection:
+            return run_store.read_log(connection, run_id, offset)
+
+    def cancel(self, team: str, ref: str, event: Event) -> RunRecord:
+        with self._database.write() as connection:
+            return run_store.cancel(connection, team, ref, event)
+
+    def remove(self, team: str, ref: str) -> RunRecord:
+        with self._database.write() as connection:
+            return run_store.remove(connection, team, ref)
+
+    def unfinished(self) -> Sequence[RunRecord]:
+        """Runs of all teams that have not ended, oldest first."""
+        with self._database.read() as connection:
+            return run_store.unfinished(connection)
+
+    # Runs, on behalf of an agent
+
+    def claim(self, agent: str, host: str) -> tuple[RunRecord, Lease] | None:
+        with self._database.write() as connection:
+            return leases.claim(connection, agent, host, self.clock.now())
+
+    def adopt(self, agent: str, host: str) -> Sequence[tuple[RunRecord, Lease]]:
+        with self._database.write() as connection:
+            return leases.adopt(connection, agent, host, self.clock.now())
+
+    def renew(self, lease: Lease) -> RunRecord:
+        with self._database.write() as connection:
+            return leases.renew(connection, lease, self.clock.now())
+
+    def work(self, lease: Lease) -> dict[str, Any]:
+        with self._database.read() as connection:
+            return leases.read_work(connection, lease)
+
+    def save(self, lease: Lease, **what: Any) -> RunRecord:
+        """See `fm.store.leases.save`."""
+        with self._database.write() as connection:
+            return leases.save(connection, lease, **what)
+
+    def complete(self, lease: Lease, event: Event, version: ModelVersion | None) -> RunRecord:
+        """Registers `version` and ends the run, in one transaction."""
+        with self._database.write() as connection:
+            leases.fence(connection, lease)
+            if version:
+                stored = registry.insert_version(connection, version)
+                event = event.model_copy(update={"data": event.data | {"registered_model": stored.ref}})
+            return run_store.append(connection, lease.run_id, [event])
+
+    # Models
+
+    def model(self, team: str, ref: str) -> ModelVersion:
+        with self._database.read() as connection:
+            return registry.get(connection, team, ref)
+
+    def models(self, team: str, name: str | None, limit: int) -> Sequence[ModelVersion]:
+        with self._database.read() as connection:
+            return registry.list_versions(connection, team, name, limit)
+
+    def alias(self, team: str, ref: str, alias: str, *, remove: bool) -> ModelVersion:
+        with self._database.write() as connection:
+            return registry.set_alias(connection, team, ref, alias, remove=remove)
+
+    def remove_model(self, team: str, ref: str) -> ModelVersion:
+        with self._database.write() as connection:
+            version = registry.get(connection, team, ref)
+            for run in run_store.unfinished(connection):
+                if version.ref in (run.model.name, run.model.adapter_of and run.model.adapter_of.name):
+                    raise Conflict(f"{version.ref} can't be removed: run {run.name} needs it", hint="wait or cancel it")
+            return registry.remove(connection, team, ref)
+
+    # Agents
+
+    def announce(self, agent: str, host: str, pid: int, version: str) -> bool:
+        """Notes that the agent is alive; forgets those that are not. Returns whether it has been asked to drain."""
+        now = self.clock.now()
+        with self._database.write() as connection:
+            connection.execute(delete(agents).where(agents.c.heartbeat < (now - AGENT_SILENCE).timestamp()))
+            known = connection.execute(
+                update(agents).where(agents.c.id == agent).values(heartbeat=now.timestamp())
+            ).rowcount
+            if not known:
+                connection.execute(
+                    insert(agents).values(id=agent, host=host, pid=pid, version=version, heartbeat=now.timestamp())
+                )
+            return bool(connection.execute(select(agents.c.drain).where(agents.c.id == agent)).scalar())
+
+    def retire(self, agent: str) -> None:
+        """Forgets the agent, and lets go of its leases so that the next one need not wait for them."""
+        with self._database.write() as connection:
+            connection.execute(delete(agents).where(agents.c.id == agent))
+            leases.let_go(connection, agent)
+
+    def agents(self) -> Sequence[AgentRecord]:
+        """The agents that have been heard of lately."""
+        since = (self.clock.now() - AGENT_SILENCE).timestamp()
+        with self._database.read() as connection:
+            rows = connection.execute(select(agents).where(agents.c.heartbeat >= since)).mappings()
+            return [AgentRecord(**(dict(row) | {"drain": bool(row["drain"])})) for row in rows]
+
+    def drain(self, agent: str) -> None:
+        """Asks the agent to end, leaving its trainers to the next one."""
+        with self._database.write() as connection:
+            connection.execute(update(agents).where(agents.c.id == agent).values(drain=1))
