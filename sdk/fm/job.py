@@ -52,6 +52,8 @@ class Job(BaseModel):
     """When this stage was started, as the STARTED event says; a wall-clock budget counts from here."""
     elapsed_seconds: float = 0.0
     """Training time of the earlier attempts, which a wall-clock budget has already spent."""
+    devices: tuple[int, ...] = ()
+    """Indices of the accelerators that the agent gives to this run; empty where the machine has none."""
     resume_from: tuple[str, ...] = ()
     """Checkpoint folders to look through for the newest whole one; empty to start from the beginning."""
 

@@ -19,6 +19,7 @@ from fm.types import Event, MetricRow, RunRecord
 
 LEASE = timedelta(seconds=30)
 """How long a lease holds without being renewed."""
+_CANDIDATES = 100
 LOG_CAP = 8 << 20
 """Bytes of log that the store keeps of one run; the rest stays in the run's folder."""
 
@@ -32,18 +33,26 @@ class Lease:
     epoch: int
 
 
-def claim(connection: Connection, agent: str, host: str, now: datetime) -> tuple[RunRecord, Lease] | None:
-    """Takes the queued run that has waited longest, if there is one whose time has come."""
+def claim(
+    connection: Connection, agent: str, host: str, now: datetime, *, free: int, total: int
+) -> tuple[RunRecord, Lease] | None:
+    """Takes the run that has waited longest, if its time has come and its processes fit the `free` devices.
+
+    One that needs more than the `total` is left for a larger machine; one that only has to wait for devices is not
+    overtaken, or a wide run would never start.
+    """
     waiting = (
-        select(runs.c.id)
+        select(runs.c.record)
         .where(runs.c.status == Status.QUEUED.value, runs.c.not_before <= now.timestamp())
         .order_by(runs.c.created_at, runs.c.id)
-        .limit(1)
+        .limit(_CANDIDATES)
         .with_for_update(skip_locked=True)
     )
-    run_id = connection.execute(waiting).scalar()
-    if run_id is None:
+    candidates = map(RunRecord.model_validate_json, connection.execute(waiting).scalars())
+    first = next((run for run in candidates if run.request.num_processes <= total), None)
+    if first is None or first.request.num_processes > free:
         return None
+    run_id = first.id
     event = Event(type=EventType.CLAIMED, time=now, message=f"taken by {agent}", data={"actor": agent})
     record = run_store.append(connection, run_id, [event])
     return record, _take(connection, run_id, agent, host, now)

@@ -54,7 +54,7 @@ def get(connection: Connection, team: str, text: str) -> ModelVersion:
         at = (aliases.c.team == team, aliases.c.name == ref.name, aliases.c.alias == ref.alias)
         number = connection.execute(select(aliases.c.version).where(*at)).scalar()
         if number is None:
-            raise NotFound(f"model {ref.name} has no alias {ref.alias}", hint=f"`ftctl models get {ref.name}` lists them")
+            raise NotFound(f"{ref.name} has no alias {ref.alias}", hint=f"`ftctl models get {ref.name}` lists them")
     query = select(models.c.record).where(models.c.team == team, models.c.name == ref.name)
     query = query.where(models.c.version == number) if number else query.order_by(models.c.version.desc()).limit(1)
     record = connection.execute(query).scalar()

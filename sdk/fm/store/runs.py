@@ -160,7 +160,7 @@ def list_runs(connection: Connection, team: str, wanted: RunFilter) -> list[RunR
     return found
 
 
-def _fits(row: Row[Any], name: str) -> bool:
+def _fits(row: Any, name: str) -> bool:
     return fnmatch.fnmatchcase(row.name, name) or row.id.startswith((name, f"run-{name}"))
 
 

@@ -87,9 +87,9 @@ class RunStore:
 
     # Runs, on behalf of an agent
 
-    def claim(self, agent: str, host: str) -> tuple[RunRecord, Lease] | None:
+    def claim(self, agent: str, host: str, *, free: int, total: int) -> tuple[RunRecord, Lease] | None:
         with self._database.write() as connection:
-            return leases.claim(connection, agent, host, self.clock.now())
+            return leases.claim(connection, agent, host, self.clock.now(), free=free, total=total)
 
     def adopt(self, agent: str, host: str) -> Sequence[tuple[RunRecord, Lease]]:
         with self._database.write() as connection:

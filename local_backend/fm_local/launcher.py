@@ -1,0 +1,93 @@
+"""The process launcher: a stage is a process of this machine, or as many as the request's `num_processes`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+from fm.agent import processes
+from fm.errors import MissingExtra
+from fm.files import disk_errors, make_private
+from fm.job import Job, Stage
+from fm.launching import Handle, Life, Poll
+from fm.layout import StageFolder
+from fm.types import RunRecord
+
+_MODULES = {"check": "fm_local.prepare", "train": "fm_local.trainer"}
+_QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "true",
+    "PYTHONUNBUFFERED": "1",
+}
+"""No library opens a connection that the user did not ask for."""
+
+
+class ProcessLauncher:
+    """Starts stages as detached processes, each leading a session of its own, so that none dies with its agent."""
+
+    def __init__(self) -> None:
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, run: RunRecord, folder: StageFolder, stage: Stage) -> Handle:
+        python = run.caller.python if Path(run.caller.python).is_file() else sys.executable
+        make_private(folder.path)
+        with disk_errors(folder.log), folder.log.open("ab") as log:
+            folder.log.chmod(0o600)
+            child = subprocess.Popen(
+                _command(python, run, folder, stage),
+                cwd=folder.path,
+                env=_environment(run, folder),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._children[child.pid] = child
+        return processes.identify(child.pid)
+
+    def poll(self, handle: Handle) -> Poll:
+        if child := self._children.get(handle["pid"]):
+            code = child.poll()
+            return Poll(Life.ALIVE) if code is None else Poll(Life.EXITED, code)
+        alive = processes.is_alive(handle)
+        if alive is None:
+            return Poll(Life.UNKNOWN)
+        return Poll(Life.ALIVE if alive else Life.EXITED)
+
+    def signal(self, handle: Handle, how: Literal["stop", "kill"]) -> None:
+        processes.send(handle, how)
+
+
+def _command(python: str, run: RunRecord, folder: StageFolder, stage: Stage) -> list[str]:
+    count = run.request.num_processes
+    target = ["-m", _MODULES[stage], str(folder.path)]
+    if stage == "check" or count == 1:
+        return [python, *target]
+    accelerate = ["-m", "accelerate.commands.launch", "--num_processes", str(count), "--num_machines", "1"]
+    options = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    kind = ["--multi_gpu"] if Job.read(folder).devices else ["--cpu"]
+    return [python, *accelerate, *options, *kind, *target]
+
+
+def _environment(run: RunRecord, folder: StageFolder) -> dict[str, str]:
+    environment = {**os.environ, **run.caller.env, **_QUIET}
+    if devices := Job.read(folder).devices:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
+    return environment
+
+
+def require_training() -> None:
+    """Checks that what training needs is installed, without importing it.
+
+    Raises:
+        MissingExtra: names the first package that is not.
+    """
+    from importlib.util import find_spec
+
+    for package in ("torch", "transformers", "peft", "accelerate", "safetensors"):
+        if find_spec(package) is None:
+            raise MissingExtra(f"training on this machine needs {package}, not installed here", extra="local")

@@ -1,0 +1,14 @@
+"""``python -m fm.agent``: the agent that a verb starts when it sees unfinished runs and no living agent."""
+
+import sys
+
+from fm.agent.daemon import main
+from fm.errors import Conflict, FMError
+
+try:
+    main(forever=False)
+except Conflict:
+    # Two verbs started one at the same time; the other agent does the work.
+    sys.exit(0)
+except FMError as error:
+    sys.exit(str(error))

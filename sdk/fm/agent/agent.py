@@ -1,0 +1,97 @@
+"""The agent: owns runs under leases, and moves each on by small steps."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import socket
+from collections.abc import Callable
+
+from fm.agent.devices import Devices
+from fm.agent.worker import Worker
+from fm.errors import FMError, LeaseLost, Unavailable
+from fm.launching import Launcher
+from fm.layout import Storage
+from fm.lifecycle import EventType, Fault
+from fm.store.leases import Lease
+from fm.store.store import RunStore
+from fm.types import Event, RunRecord
+
+logger = logging.getLogger("fm.agent")
+
+
+class Agent:
+    """Claims queued runs that fit the machine's free devices, and sees them through."""
+
+    def __init__(
+        self,
+        store: RunStore,
+        storage: Storage,
+        launchers: Callable[[str], Launcher],
+        devices: Devices,
+    ) -> None:
+        """`launchers` gives the launcher of a name; called once for each run that is claimed or adopted."""
+        self.host = socket.gethostname()
+        self.id = f"agent-{self.host}-{secrets.token_hex(4)}"
+        self._store = store
+        self._storage = storage
+        self._launchers = launchers
+        self._devices = devices
+        self._workers: dict[str, Worker] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether it owns a run."""
+        return bool(self._workers)
+
+    def adopt(self) -> None:
+        """Takes over the runs that no living agent owns."""
+        for run, lease in self._store.adopt(self.id, self.host):
+            logger.info("adopted %s (%s)", run.name, run.status.value)
+            self._own(run, lease, ())
+
+    def step(self) -> None:
+        """Moves every run on as far as it goes now, then claims what fits."""
+        for run_id, worker in list(self._workers.items()):
+            if not self._advance(worker):
+                del self._workers[run_id]
+                self._devices.give_back(worker.devices)
+                logger.info("%s is %s", worker.run.name, worker.run.status.value)
+        while self._devices.free(self.busy):
+            free, total = self._devices.free(self.busy), self._devices.total
+            claimed = self._store.claim(self.id, self.host, free=free, total=total)
+            if claimed is None:
+                return
+            run, lease = claimed
+            logger.info("claimed %s", run.name)
+            self._own(run, lease, self._devices.take(run.request.num_processes))
+
+    def _own(self, run: RunRecord, lease: Lease, devices: tuple[int, ...]) -> None:
+        try:
+            launcher = self._launchers(run.launcher)
+            worker = Worker(self._store, self._storage, launcher, run, lease, devices)
+            self._devices.mark(worker.devices)
+            self._workers[run.id] = worker
+        except FMError as error:
+            self._devices.give_back(devices)
+            self._fail(run, lease, error)
+
+    def _advance(self, worker: Worker) -> bool:
+        try:
+            return worker.advance()
+        except LeaseLost as error:
+            logger.warning("%s", error)
+            return False
+        except Unavailable as error:
+            # Such as a full disk under the store: nothing can be noted now, and nothing is lost by trying again.
+            logger.warning("%s: %s", worker.run.name, error)
+            return True
+        except FMError as error:
+            self._fail(worker.run, worker.lease, error)
+            return False
+
+    def _fail(self, run: RunRecord, lease: Lease, error: FMError) -> None:
+        logger.error("%s: %s", run.name, error)
+        data = {"fault": Fault.INFRASTRUCTURE.value}
+        event = Event(type=EventType.FAILED, time=self._store.clock.now(), message=str(error), data=data)
+        self._store.save(lease, new_events=[event])

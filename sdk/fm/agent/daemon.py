@@ -1,0 +1,162 @@
+"""The agent as a process: one for each store and machine, started when there is work and ended when there is none."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from types import FrameType
+
+import fm
+from fm import plugins
+from fm.agent.agent import Agent
+from fm.agent.devices import Devices
+from fm.errors import Conflict, Unavailable
+from fm.files import disk_errors
+from fm.settings import Settings
+from fm.store.store import RunStore
+
+logger = logging.getLogger("fm.agent")
+
+_BUSY_PAUSE = 0.2
+_IDLE_PAUSE = 1.0
+_ANNOUNCE = timedelta(seconds=5)
+IDLE_END = timedelta(seconds=20)
+"""How long an agent that was started for a run stays when there is no work left."""
+
+
+def lock_path(settings: Settings) -> Path:
+    """The file whose lock says that an agent for this store lives on this machine."""
+    store = hashlib.sha256(settings.store_url.encode()).hexdigest()[:12]
+    return settings.home / f"agent-{store}.lock"
+
+
+@contextmanager
+def agent_lock(settings: Settings) -> Iterator[bool]:
+    """Holds the agents' lock; yields whether it could be had. The system releases it when its holder dies."""
+    with disk_errors(lock_path(settings)):
+        descriptor = os.open(lock_path(settings), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def serve(
+    settings: Settings, stop: threading.Event, *, forever: bool, idle_end: timedelta = IDLE_END
+) -> None:
+    """Runs the agent until `stop` is set or, unless `forever`, there has been no work for `idle_end`.
+
+    Raises:
+        Conflict: another agent for this store lives on this machine.
+    """
+    settings.prepare_home()
+    store = RunStore(settings.store_url)
+    try:
+        while True:
+            with agent_lock(settings) as held:
+                if not held:
+                    raise Conflict("an agent for this run store is alive on this machine already")
+                _serve(settings, store, stop, None if forever else idle_end)
+            # A run may have been made while the lock was still held, by somebody who saw it and so started no agent.
+            if stop.is_set() or not store.unfinished():
+                return
+    finally:
+        store.close()
+
+
+def _serve(settings: Settings, store: RunStore, stop: threading.Event, idle_end: timedelta | None) -> None:
+    agent = Agent(store, settings.storage, lambda name: plugins.load("launchers", name)(), Devices.of_this_machine())
+    store.announce(agent.id, agent.host, os.getpid(), fm.__version__)
+    announced = idle_since = store.clock.now()
+    agent.adopt()
+    try:
+        while not stop.is_set():
+            agent.step()
+            now = store.clock.now()
+            if now - announced > _ANNOUNCE:
+                announced = now
+                if store.announce(agent.id, agent.host, os.getpid(), fm.__version__):
+                    logger.info("drained: a newer agent takes over")
+                    return
+                agent.adopt()
+            if agent.busy:
+                idle_since = now
+            elif idle_end is not None and now - idle_since > idle_end:
+                return
+            stop.wait(_BUSY_PAUSE if agent.busy else _IDLE_PAUSE)
+    except Unavailable as error:
+        logger.error("%s", error)
+        raise
+    finally:
+        store.retire(agent.id)
+
+
+def ensure(settings: Settings, store: RunStore) -> None:
+    """Starts an agent, detached, if none lives on this machine. One of an older version is asked to make room."""
+    for agent in store.agents():
+        if _release(agent.version) < _release(fm.__version__) and not agent.drain:
+            store.drain(agent.id)
+    with agent_lock(settings) as free:
+        if not free:
+            return
+    with disk_errors(settings.home), (settings.home / "agent.log").open("ab") as log:
+        (settings.home / "agent.log").chmod(0o600)
+        subprocess.Popen(
+            [sys.executable, "-m", "fm.agent"],
+            cwd=settings.home,
+            env={
+                **os.environ,
+                "FM_HOME": str(settings.home),
+                "FM_RUNS": str(settings.storage.root),
+                "FM_STORE": settings.store_url,
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+
+
+def main(*, forever: bool) -> None:
+    """The agent process: logs to stderr, ends on SIGTERM and SIGINT. Trainers go on, and the next agent adopts them."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    stop = threading.Event()
+
+    def request_stop(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, request_stop)
+    signal.signal(signal.SIGINT, request_stop)
+    serve(Settings.read(), stop, forever=forever)
+
+
+def start_inline(settings: Settings) -> threading.Thread:
+    """An agent in a thread of this process, which stays until the work is done: for containers, batch jobs and CI."""
+
+    def work() -> None:
+        # An agent elsewhere on this machine does the work as well.
+        with suppress(Conflict):
+            serve(settings, threading.Event(), forever=False, idle_end=timedelta(0))
+
+    thread = threading.Thread(target=work, name="fm-agent")
+    thread.start()
+    return thread

@@ -1,0 +1,94 @@
+"""Reading what a stage has written since the last look, without ever taking half a line for a whole one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from fm.layout import StageFolder
+from fm.types import Event, MetricRow
+
+_PAGE = 1 << 20
+"""Bytes read of each file at one look: a flood of output delays nobody else's events for long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """How far a stage's files have been read: bytes, and for events also lines."""
+
+    events: int = 0
+    lines: int = 0
+    metrics: int = 0
+    log: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a stage has written since the last look."""
+
+    cursor: Cursor
+    events: list[Event] = field(default_factory=list)
+    metrics: list[MetricRow] = field(default_factory=list)
+    log: str = ""
+
+
+def read_news(folder: StageFolder, attempt: int, cursor: Cursor) -> News:
+    """What lies beyond `cursor` in the stage's files."""
+    event_lines = _whole_lines(folder.events, cursor.events)
+    metric_lines = _whole_lines(folder.metrics, cursor.metrics)
+    log = _log_text(_read(folder.log, cursor.log))
+    return News(
+        cursor=Cursor(
+            events=cursor.events + len(event_lines),
+            lines=cursor.lines + event_lines.count(b"\n"),
+            metrics=cursor.metrics + len(metric_lines),
+            log=cursor.log + len(log),
+        ),
+        events=list(_events(event_lines, attempt, cursor.lines)),
+        metrics=[MetricRow.model_validate(value) for _, value in _objects(metric_lines)],
+        log=log.decode(errors="replace"),
+    )
+
+
+def _events(lines: bytes, attempt: int, before: int) -> Iterator[Event]:
+    for number, value in _objects(lines):
+        try:
+            yield Event.model_validate({**value, "attempt": attempt, "line": before + number})
+        except ValidationError:
+            # A line that is no event was not written by our reporter; the log still shows it to a person.
+            continue
+
+
+def _objects(lines: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(lines.split(b"\n")[:-1], start=1):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            yield number, value
+
+
+def _read(path: Path, offset: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(_PAGE)
+    except FileNotFoundError:
+        return b""
+
+
+def _whole_lines(path: Path, offset: int) -> bytes:
+    data = _read(path, offset)
+    return data[: data.rfind(b"\n") + 1]
+
+
+def _log_text(data: bytes) -> bytes:
+    """`data` up to its last line end; all of a page that has none, so that one endless line can't stop the reading."""
+    end = data.rfind(b"\n") + 1
+    return data[:end] if end or len(data) < _PAGE else data

@@ -1,0 +1,81 @@
+"""From a finished attempt's weights to a registered version: bytes first, then the row that names them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from fm.files import disk_errors, make_private, read_manifest, sync_folder
+from fm.layout import StageFolder, Storage
+from fm.types import ModelVersion, RunRecord
+
+
+def version_name(run: RunRecord) -> str | None:
+    """The registered name of what `run` makes: `register_to`, with the run's name where that is only a schema."""
+    target = run.request.register_to
+    if target and target.count(".") == 1:
+        return f"{target}.{run.name.replace('.', '-')}"
+    return target
+
+
+def files_digest(files: dict[str, Any]) -> str:
+    """One digest for a manifest's files: SHA-256 over their sorted names and digests."""
+    entries = sorted((name, entry["sha256"] if isinstance(entry, dict) else entry) for name, entry in files.items())
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def place(storage: Storage, run: RunRecord, attempt: StageFolder) -> Path | None:
+    """Moves the attempt's final weights to where the registry keeps them, and returns that folder.
+
+    Can be repeated: what an agent that died had moved already is found in its place. None if the weights are not whole.
+    """
+    name = version_name(run)
+    if name is None:
+        return attempt.final if read_manifest(attempt.final, verify=True) else None
+    target = storage.model(name, run.id)
+    if read_manifest(target, verify=True):
+        return target
+    if not read_manifest(attempt.final, verify=True):
+        return None
+    with disk_errors(target):
+        make_private(target.parent)
+        attempt.final.rename(target)
+        sync_folder(target.parent)
+    return target
+
+
+def describe(run: RunRecord, folder: Path, facts: dict[str, Any], now: Any) -> ModelVersion | None:
+    """The version that `folder` holds, to be numbered by the registry; None if the run registers nothing.
+
+    `facts` is what the trainer reported of its set-up (versions, device, precision) and its last metrics.
+    """
+    name = version_name(run)
+    if name is None:
+        return None
+    manifest = read_manifest(folder) or {}
+    files = manifest["files"]
+    lineage = {
+        "request": run.request.model_dump(mode="json"),
+        "train_data": run.train_data.model_dump(mode="json"),
+        "eval_data": run.eval_data and run.eval_data.model_dump(mode="json"),
+        "counts": run.counts and run.counts.model_dump(),
+        "caller": run.caller.model_dump(),
+        "run": {"id": run.id, "name": run.name, "parent": run.parent, "attempts": run.attempt},
+        **facts,
+    }
+    return ModelVersion(
+        name=name,
+        version=0,
+        kind=manifest["kind"],
+        path=str(folder),
+        files={file: entry["sha256"] for file, entry in files.items()},
+        bytes=sum(entry["bytes"] for entry in files.values()),
+        run_id=run.id,
+        base=run.model,
+        base_digest=facts.get("base_digest"),
+        lineage=lineage,
+        created_at=now,
+        team=run.team,
+    )

@@ -1,0 +1,266 @@
+"""One run in an agent's hands, from its claim to its end, as steps that may be interrupted anywhere.
+
+Whatever a successor must know is in the store (`work`) before the step that needs it, so a worker can be made anew from
+the store at any point: that is how a run of a dead agent is adopted.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
+
+from fm.agent import processes, registration
+from fm.agent.ingest import Cursor, News, read_news
+from fm.errors import DiskFull
+from fm.job import EXIT_DISK_FULL, EXIT_STOPPED, Job, Stage
+from fm.launching import Launcher, Life
+from fm.layout import StageFolder, Storage
+from fm.lifecycle import EventType, Fault, Status
+from fm.store.leases import LEASE, Lease
+from fm.store.store import RunStore
+from fm.types import Event, RunRecord
+
+FRUITLESS_LIMIT = 3
+"""Attempts in a row without a newer whole checkpoint, after which a run is given up."""
+DISK_RETRY = timedelta(seconds=60)
+GRACE = timedelta(seconds=60)
+"""What a trainer gets to save its last checkpoint once it is asked to stop."""
+
+
+class Worker:
+    """Sees one run through. `advance` does what can be done now, and never waits."""
+
+    def __init__(
+        self,
+        store: RunStore,
+        storage: Storage,
+        launcher: Launcher,
+        run: RunRecord,
+        lease: Lease,
+        devices: tuple[int, ...] = (),
+    ) -> None:
+        self._store = store
+        self._storage = storage
+        self._launcher = launcher
+        self.lease = lease
+        self._run = run
+        self._folder = storage.run(run.id)
+        self._work: dict[str, Any] = store.work(lease)
+        self._renewed = store.clock.now()
+        self._stop_sent: Any = None
+        self.devices = devices or tuple(self._work.get("devices", ()))
+
+    @property
+    def run(self) -> RunRecord:
+        return self._run
+
+    def advance(self) -> bool:
+        """Does what can be done now. Returns whether the run is still this agent's.
+
+        Raises:
+            LeaseLost: another agent owns it.
+        """
+        try:
+            self._advance()
+        except DiskFull as error:
+            self._requeue(f"the disk is full: {error.message}", wait=DISK_RETRY)
+        return not (self._run.status.is_terminal() or self._run.status is Status.QUEUED)
+
+    def _advance(self) -> None:
+        now = self._store.clock.now()
+        if now - self._renewed > LEASE / 6:
+            self._run, self._renewed = self._store.renew(self.lease), now
+        if "stage" not in self._work:
+            self._begin()
+        elif self._work["handle"] is None:
+            # An agent died between the decision to start and the note of having started.
+            self._end_leftover(self._stage_folder())
+            self._requeue("its agent died while starting it")
+        else:
+            self._follow()
+
+    # Starting a stage
+
+    def _begin(self) -> None:
+        if prepared := self._prepared():
+            self._begin_training(prepared)
+        else:
+            shutil.rmtree(self._folder.check.path, ignore_errors=True)
+            self._start("check", 0, None)
+
+    def _begin_training(self, prepared: dict[str, Any]) -> None:
+        self._start("train", self._run.attempt + 1, prepared)
+
+    def _start(self, stage: Stage, attempt: int, prepared: dict[str, Any] | None) -> None:
+        now = self._store.clock.now()
+        self._work = {"stage": stage, "attempt": attempt, "handle": None, "cursor": {}, "devices": self.devices}
+        started = [Event(type=EventType.STARTED, time=now, message=f"attempt {attempt}", data={"attempt": attempt})]
+        earlier_seconds = self._run.running_seconds
+        self._save(events=started if stage == "train" else [])
+        folder = self._stage_folder()
+        Job(
+            stage=stage,
+            run_id=self._run.id,
+            run_name=self._run.name,
+            attempt=attempt,
+            request=self._run.request,
+            model=self._run.model,
+            train_data=self._run.train_data,
+            eval_data=self._run.eval_data,
+            storage_root=str(self._storage.root),
+            prepared=prepared,
+            started_at=now,
+            elapsed_seconds=earlier_seconds,
+            devices=self.devices,
+            resume_from=tuple(str(path) for path in self._checkpoint_folders()) if stage == "train" else (),
+        ).write(folder)
+        # Only now: an older attempt's process either sees the folder just made and ends, or is seen here.
+        for _, older in self._folder.attempts():
+            if older != folder:
+                self._end_leftover(older)
+        self._work["handle"] = self._launcher.start(self._run, folder, stage)
+        self._save()
+
+    def _checkpoint_folders(self) -> list[Any]:
+        """Folders that may hold checkpoints to go on from: this run's attempts, newest first, then its parents'."""
+        folders = [attempt.checkpoints for _, attempt in self._folder.attempts()]
+        if self._run.parent:
+            folders += [attempt.checkpoints for _, attempt in self._storage.run(self._run.parent).attempts()]
+        return [folder for folder in folders if folder.is_dir()]
+
+    def _prepared(self) -> dict[str, Any] | None:
+        """What an earlier check of this run found, if one has passed and what it made is still there."""
+        passed = [e for e in read_news(self._folder.check, 0, Cursor()).events if e.type is EventType.CHECK_PASSED]
+        return passed[-1].data if passed else None
+
+    def _end_leftover(self, folder: StageFolder) -> None:
+        if identity := processes.leftover(folder):
+            processes.send(identity, "kill")
+
+    # Following a stage
+
+    def _follow(self) -> None:
+        # Asked first and read second: what a process wrote before it exited is then always seen.
+        poll = self._launcher.poll(self._work["handle"])
+        self._take_in(self._read())
+        if self._run.status.is_terminal():
+            return
+        if poll.life is Life.EXITED:
+            self._take_in_the_rest()
+            if not self._run.status.is_terminal():
+                self._exited(poll.code)
+        elif self._current_status() is Status.TERMINATING:
+            self._stop()
+
+    def _take_in_the_rest(self) -> None:
+        while (news := self._read()).cursor != self._cursor():
+            self._take_in(news)
+
+    def _read(self) -> News:
+        return read_news(self._stage_folder(), self._work["attempt"], self._cursor())
+
+    def _take_in(self, news: News) -> None:
+        if news.cursor != self._cursor():
+            self._work["cursor"] = asdict(news.cursor)
+            for event in news.events:
+                if event.type in (EventType.MODEL_INITIALIZED, EventType.TRAIN_FINISHED):
+                    self._work.setdefault("facts", {}).update(event.data)
+                self._work["finished"] = self._work.get("finished") or event.type is EventType.TRAIN_FINISHED
+            self._save(events=news.events, metrics=news.metrics, log=news.log)
+
+    def _current_status(self) -> Status:
+        self._run = self._store.find(self._run.team, self._run.id)
+        return self._run.status
+
+    def _stop(self) -> None:
+        now = self._store.clock.now()
+        if self._stop_sent is None:
+            self._stop_sent = now
+            self._launcher.signal(self._work["handle"], "stop")
+        elif now - self._stop_sent > GRACE:
+            self._launcher.signal(self._work["handle"], "kill")
+
+    # Ending
+
+    def _exited(self, code: int | None) -> None:
+        stopping = self._current_status() is Status.TERMINATING
+        if self._work["stage"] == "train" and self._work.get("finished"):
+            self._register()
+        elif stopping:
+            self._end(EventType.CANCELED, "cancelled; " + self._progress(), exit_code=code)
+        elif self._work["stage"] == "check" and (prepared := self._prepared()):
+            self._begin_training(prepared)
+        elif code == EXIT_DISK_FULL:
+            self._requeue("the disk is full; it goes on once there is space", wait=DISK_RETRY)
+        elif code == EXIT_STOPPED:
+            self._requeue("its process was stopped from outside; " + self._progress())
+        else:
+            self._crashed(code)
+
+    def _crashed(self, code: int | None) -> None:
+        how = f"killed by signal {-code}" if code and code < 0 else f"exit code {code}"
+        reason = f"its process died ({how if code is not None else 'nobody saw how'}); {self._progress()}"
+        if self._run.fruitless + 1 >= FRUITLESS_LIMIT:
+            self._end(
+                EventType.FAILED,
+                f"{FRUITLESS_LIMIT} attempts in a row made no progress; the last: {reason}",
+                fault=Fault.INFRASTRUCTURE,
+                exit_code=code,
+            )
+        else:
+            self._requeue(reason, counts_as_attempt=True)
+
+    def _progress(self) -> str:
+        step = self._run.checkpoint_step
+        return f"its last checkpoint is of step {step}" if step is not None else "it had no checkpoint yet"
+
+    def _register(self) -> None:
+        attempt = self._folder.attempt(self._work["attempt"])
+        folder = registration.place(self._storage, self._run, attempt)
+        if folder is None:
+            self._crashed(None)
+            return
+        now = self._store.clock.now()
+        version = registration.describe(self._run, folder, self._work.get("facts", {}), now)
+        event = Event(type=EventType.COMPLETED, time=now, message="done", data={"ran_seconds": self._ran_seconds()})
+        self._run = self._store.complete(self.lease, event, version)
+
+    def _ran_seconds(self) -> float:
+        if self._run.attempt_started_at is None:
+            return 0.0
+        end = self._store.clock.now()
+        return max(0.0, (end - self._run.attempt_started_at).total_seconds())
+
+    def _requeue(self, reason: str, *, wait: timedelta | None = None, counts_as_attempt: bool = False) -> None:
+        if self._current_status() is Status.TERMINATING:
+            self._end(EventType.CANCELED, "cancelled; " + self._progress())
+            return
+        now = self._store.clock.now()
+        data = {"counts_as_attempt": counts_as_attempt, "ran_seconds": self._last_sign_of_life()}
+        event = Event(type=EventType.REQUEUED, time=now, message=reason, data=data)
+        self._run = self._store.save(self.lease, new_events=[event], not_before=now + wait if wait else None)
+
+    def _last_sign_of_life(self) -> float:
+        """Seconds from the attempt's start to the last file that its process wrote: downtime is not training time."""
+        if self._run.attempt_started_at is None or self._work.get("stage") != "train":
+            return 0.0
+        folder, started = self._stage_folder(), self._run.attempt_started_at.timestamp()
+        signs = [path.stat().st_mtime for path in (folder.heartbeat, folder.events, folder.metrics) if path.exists()]
+        return max(0.0, max(signs, default=started) - started)
+
+    def _end(self, type: EventType, message: str, **data: Any) -> None:
+        event = Event(type=type, time=self._store.clock.now(), message=message, data=data)
+        self._run = self._store.save(self.lease, new_events=[event])
+
+    # The store
+
+    def _stage_folder(self) -> StageFolder:
+        return self._folder.check if self._work["stage"] == "check" else self._folder.attempt(self._work["attempt"])
+
+    def _cursor(self) -> Cursor:
+        return Cursor(**self._work["cursor"])
+
+    def _save(self, *, events: Any = (), metrics: Any = (), log: str = "") -> None:
+        self._run = self._store.save(self.lease, work=self._work, new_events=events, new_metrics=metrics, log=log)
