@@ -1,4 +1,4 @@
-"""The two seams' tables: a name, the module to import, and what to install if that fails.
+"""The two seams' tables, and that of `fm_local`'s other parts: a name, the module to import, and what to install if that fails.
 
 Third parties add theirs as entry points in the groups ``fm.backends`` and ``fm.launchers``; a built-in name always
 means the built-in.
@@ -28,13 +28,18 @@ BACKENDS = {
 }
 LAUNCHERS = {
     "process": Plugin("fm_local.launcher:ProcessLauncher", extra="local"),
-    "scripted": Plugin("fm.backends.fake:ScriptedLauncher"),
 }
-_BUILT_IN = {"backends": BACKENDS, "launchers": LAUNCHERS}
+PARTS = {
+    "open_model": Plugin("fm_local.models.load:open_model", extra="local"),
+    "export_model": Plugin("fm_local.models.export:export", extra="local"),
+    "preview": Plugin("fm_local.prepare.preview:preview", extra="local"),
+}
+"""What `fm` asks of `fm_local` beside training. No seam: nobody else can supply these."""
+_BUILT_IN = {"backends": BACKENDS, "launchers": LAUNCHERS, "parts": PARTS}
 
 
 def load(seam: str, name: str) -> Any:
-    """What `name` stands for at `seam` ("backends" or "launchers").
+    """What `name` stands for at `seam` ("backends", "launchers" or "parts").
 
     Raises:
         RequestError: there is none of that name.

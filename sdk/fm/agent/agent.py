@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import socket
 from collections.abc import Callable
 
 from fm.agent.devices import Devices
@@ -29,10 +28,12 @@ class Agent:
         storage: Storage,
         launchers: Callable[[str], Launcher],
         devices: Devices,
+        place: str,
     ) -> None:
-        """`launchers` gives the launcher of a name; called once for each run that is claimed or adopted."""
-        self.host = socket.gethostname()
-        self.id = f"agent-{self.host}-{secrets.token_hex(4)}"
+        """`launchers` gives the launcher of a name, `place` names where there is at most one agent at a time: the
+        next one there takes over at once what this one leaves."""
+        self.place = place
+        self.id = f"agent-{place}-{secrets.token_hex(4)}"
         self._store = store
         self._storage = storage
         self._launchers = launchers
@@ -46,7 +47,7 @@ class Agent:
 
     def adopt(self) -> None:
         """Takes over the runs that no living agent owns."""
-        for run, lease in self._store.adopt(self.id, self.host):
+        for run, lease in self._store.adopt(self.id, self.place):
             logger.info("adopted %s (%s)", run.name, run.status.value)
             self._own(run, lease, ())
 
@@ -59,7 +60,7 @@ class Agent:
                 logger.info("%s is %s", worker.run.name, worker.run.status.value)
         while self._devices.free(self.busy):
             free, total = self._devices.free(self.busy), self._devices.total
-            claimed = self._store.claim(self.id, self.host, free=free, total=total)
+            claimed = self._store.claim(self.id, self.place, free=free, total=total)
             if claimed is None:
                 return
             run, lease = claimed

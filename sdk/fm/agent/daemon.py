@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -73,15 +74,19 @@ def serve(
                     raise Conflict("an agent for this run store is alive on this machine already")
                 _serve(settings, store, stop, None if forever else idle_end)
             # A run may have been made while the lock was still held, by somebody who saw it and so started no agent.
-            if stop.is_set() or not store.unfinished():
+            if stop.is_set() or not store.has_unfinished():
                 return
     finally:
         store.close()
 
 
 def _serve(settings: Settings, store: RunStore, stop: threading.Event, idle_end: timedelta | None) -> None:
-    agent = Agent(store, settings.storage, lambda name: plugins.load("launchers", name)(), Devices.of_this_machine())
-    store.announce(agent.id, agent.host, os.getpid(), fm.__version__)
+    # Agents of one machine that serve one store from two homes are not each other's successors.
+    place = f"{socket.gethostname()}:{settings.home}"
+    agent = Agent(
+        store, settings.storage, lambda name: plugins.load("launchers", name)(), Devices.of_this_machine(), place
+    )
+    store.announce(agent.id, agent.place, os.getpid(), fm.__version__)
     announced = idle_since = store.clock.now()
     agent.adopt()
     try:
@@ -90,7 +95,7 @@ def _serve(settings: Settings, store: RunStore, stop: threading.Event, idle_end:
             now = store.clock.now()
             if now - announced > _ANNOUNCE:
                 announced = now
-                if store.announce(agent.id, agent.host, os.getpid(), fm.__version__):
+                if store.announce(agent.id, agent.place, os.getpid(), fm.__version__):
                     logger.info("drained: a newer agent takes over")
                     return
                 agent.adopt()

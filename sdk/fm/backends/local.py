@@ -29,7 +29,6 @@ def open_local() -> StoreBackend:
         store,
         settings.storage,
         Principal(user=getpass.getuser()),
-        launcher="process",
         tend=_Tender(settings, store),
         poll_seconds=0.3,
     )
@@ -48,7 +47,7 @@ class _Tender:
     def __call__(self) -> None:
         now = time.monotonic()
         with self._lock:
-            if self._settings.agent == "off" or now - self._looked < _TEND_EVERY or not self._store.unfinished():
+            if self._settings.agent == "off" or now - self._looked < _TEND_EVERY or not self._store.has_unfinished():
                 return
             self._looked = now
             # The agent's modules are only loaded once there is something for it to do.

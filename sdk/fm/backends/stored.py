@@ -28,12 +28,10 @@ class StoreBackend:
         storage: Storage,
         principal: Principal,
         *,
-        launcher: str,
         tend: Callable[[], None],
         poll_seconds: float,
     ) -> None:
         self.name = name
-        self.launcher = launcher
         self.poll_seconds = poll_seconds
         self.principal = principal
         self.store = store
@@ -49,7 +47,6 @@ class StoreBackend:
             self.store,
             self.storage,
             principal,
-            launcher=self.launcher,
             tend=self.tend,
             poll_seconds=self.poll_seconds,
         )
@@ -91,11 +88,10 @@ class StoreRuns:
         return self._store.log(self.get(run).id, offset)
 
     def checkpoints(self, run: str) -> Sequence[Checkpoint]:
-        found = []
+        found: list[Checkpoint] = []
         for number, attempt in reversed(self._backend.storage.run(self.get(run).id).attempts()):
-            for folder in sorted(attempt.checkpoints.glob("step-*")):
-                if manifest := read_manifest(folder):
-                    found.append(_checkpoint(folder, number, manifest))
+            folders = [(folder, read_manifest(folder)) for folder in attempt.checkpoints.glob("step-*")]
+            found += [_checkpoint(folder, number, manifest) for folder, manifest in folders if manifest]
         return sorted(found, key=lambda checkpoint: checkpoint.created_at)
 
     def cancel(self, run: str, *, reason: str = "") -> RunRecord:
@@ -172,7 +168,8 @@ class StoreModels:
         if not folder.is_dir():
             raise NotFound(f"the files of {version.ref} are gone from {folder}", hint="set FM_RUNS to where they lie")
         if read_manifest(folder, verify=True) is None:
-            raise Unavailable(f"the files of {version.ref} in {folder} are damaged", hint=f"fm.rerun({version.run_id!r})")
+            remedy = f"fm.rerun({version.run_id!r}) makes them again"
+            raise Unavailable(f"the files of {version.ref} in {folder} are damaged", hint=remedy)
         return folder
 
     def delete(self, ref: str) -> None:

@@ -229,8 +229,15 @@ def remove(connection: Connection, team: str, ref: str) -> RunRecord:
     return record
 
 
+_NOT_ENDED = runs.c.status.in_([status.value for status in Status if status not in TERMINAL])
+
+
+def has_unfinished(connection: Connection) -> bool:
+    """Whether any team has a run that has not ended."""
+    return connection.execute(select(runs.c.id).where(_NOT_ENDED).limit(1)).first() is not None
+
+
 def unfinished(connection: Connection) -> list[RunRecord]:
     """Runs of all teams that have not ended, oldest first."""
-    ended = [status.value for status in TERMINAL]
-    query = select(runs.c.record).where(runs.c.status.not_in(ended)).order_by(runs.c.created_at)
+    query = select(runs.c.record).where(_NOT_ENDED).order_by(runs.c.created_at)
     return [RunRecord.model_validate_json(record) for record in connection.execute(query).scalars()]

@@ -85,6 +85,11 @@ class RunStore:
         with self._database.read() as connection:
             return run_store.unfinished(connection)
 
+    def has_unfinished(self) -> bool:
+        """Whether any team has a run that has not ended."""
+        with self._database.read() as connection:
+            return run_store.has_unfinished(connection)
+
     # Runs, on behalf of an agent
 
     def claim(self, agent: str, host: str, *, free: int, total: int) -> tuple[RunRecord, Lease] | None:
