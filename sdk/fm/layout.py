@@ -13,6 +13,7 @@
     │       ├── heartbeat.json          last step, and when
     │       ├── log.txt                 what the process printed
     │       ├── checkpoints/step-<n>/   whole if it has a manifest.json that fits
+    │       ├── trackers/               what trackers such as TensorBoard write
     │       └── final/                  the weights to register, with a manifest.json
     ├── models/<a.b.c>/<run id>/        the files of a registered version
     └── shards/<digest>/                tokenised data, found again by digest
@@ -59,6 +60,10 @@ class StageFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def trackers(self) -> Path:
+        return self.path / "trackers"
 
     @property
     def final(self) -> Path:
