@@ -1,4 +1,6 @@
-"""The two seams' tables, and that of `fm_local`'s other parts: a name, the module to import, and what to install if that fails.
+"""The two seams' tables, and that of `fm_local`'s other parts.
+
+Each holds a name, the module to import, and what to install if that fails.
 
 Third parties add theirs as entry points in the groups ``fm.backends`` and ``fm.launchers``; a built-in name always
 means the built-in.

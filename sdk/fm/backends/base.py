@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from fm.layout import Storage
 from fm.lifecycle import Status
 from fm.types import (
     Caller,
@@ -125,6 +126,15 @@ class Backend(Protocol):
     name: str
     poll_seconds: float
     """How long to wait between two questions when following; 0 where asking is what makes time pass."""
+
+    @property
+    def storage(self) -> Storage | None:
+        """Where run folders lie, if that is on this machine."""
+
+    @property
+    def pending(self) -> Path | None:
+        """Folder on a local disk for the keys of creates that were not acknowledged yet; None where no run outlives
+        the process."""
 
     @property
     def runs(self) -> Runs: ...

@@ -31,6 +31,7 @@ def open_local() -> StoreBackend:
         Principal(user=getpass.getuser()),
         tend=_Tender(settings, store),
         poll_seconds=0.3,
+        pending=settings.home / "pending",
     )
 
 

@@ -30,12 +30,14 @@ class StoreBackend:
         *,
         tend: Callable[[], None],
         poll_seconds: float,
+        pending: Path | None = None,
     ) -> None:
         self.name = name
         self.poll_seconds = poll_seconds
         self.principal = principal
         self.store = store
         self.storage = storage
+        self.pending = pending
         self.tend = tend
         self.runs = StoreRuns(self)
         self.models = StoreModels(self)
@@ -49,6 +51,7 @@ class StoreBackend:
             principal,
             tend=self.tend,
             poll_seconds=self.poll_seconds,
+            pending=self.pending,
         )
 
     def close(self) -> None:
