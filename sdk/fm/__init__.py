@@ -1,0 +1,132 @@
+"""Fine-tuning that you own: ``fm.create(...)`` trains a language model on this machine.
+
+Names are looked up when they are first used, so that ``import fm`` costs next to nothing and loads none of the
+libraries below it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fm import testing as testing
+    from fm.api import cancel as cancel
+    from fm.api import create as create
+    from fm.api import delete as delete
+    from fm.api import get as get
+    from fm.api import get_checkpoints as get_checkpoints
+    from fm.api import get_events as get_events
+    from fm.api import get_models as get_models
+    from fm.api import list as list  # noqa: A004 - the reference's name
+    from fm.api import load as load
+    from fm.api import rerun as rerun
+    from fm.api import validate as validate
+    from fm.api import wait as wait
+    from fm.context import backend as backend
+    from fm.creation import DryRun as DryRun
+    from fm.creation import RequestWarning as RequestWarning
+    from fm.duration import Duration as Duration
+    from fm.errors import Conflict as Conflict
+    from fm.errors import DataChanged as DataChanged
+    from fm.errors import DataError as DataError
+    from fm.errors import DataFault as DataFault
+    from fm.errors import DiskFull as DiskFull
+    from fm.errors import FMError as FMError
+    from fm.errors import HomeError as HomeError
+    from fm.errors import LeaseLost as LeaseLost
+    from fm.errors import MissingExtra as MissingExtra
+    from fm.errors import NotFound as NotFound
+    from fm.errors import RequestError as RequestError
+    from fm.errors import RunFailed as RunFailed
+    from fm.errors import RunStopped as RunStopped
+    from fm.errors import StoreError as StoreError
+    from fm.errors import Unavailable as Unavailable
+    from fm.errors import Unsupported as Unsupported
+    from fm.errors import WaitTimeout as WaitTimeout
+    from fm.lifecycle import EventType as EventType
+    from fm.lifecycle import Status as Status
+    from fm.run import Run as Run
+    from fm.types import LoraConfig as LoraConfig
+    from fm.types import TaskType as TaskType
+
+    __version__: str
+
+_ERRORS = (
+    "Conflict DataChanged DataError DataFault DiskFull FMError HomeError LeaseLost MissingExtra NotFound RequestError "
+    "RunFailed RunStopped StoreError Unavailable Unsupported WaitTimeout"
+)
+_WHERE = {
+    "fm.api": "cancel create delete get get_checkpoints get_events get_models list load rerun validate wait",
+    "fm.context": "backend",
+    "fm.creation": "DryRun RequestWarning",
+    "fm.duration": "Duration",
+    "fm.errors": _ERRORS,
+    "fm.lifecycle": "EventType Status",
+    "fm.run": "Run",
+    "fm.types": "LoraConfig TaskType",
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names.split()}
+
+__all__ = [
+    "Conflict",
+    "DataChanged",
+    "DataError",
+    "DataFault",
+    "DiskFull",
+    "DryRun",
+    "Duration",
+    "EventType",
+    "FMError",
+    "HomeError",
+    "LeaseLost",
+    "LoraConfig",
+    "MissingExtra",
+    "NotFound",
+    "RequestError",
+    "RequestWarning",
+    "Run",
+    "RunFailed",
+    "RunStopped",
+    "Status",
+    "StoreError",
+    "TaskType",
+    "Unavailable",
+    "Unsupported",
+    "WaitTimeout",
+    "__version__",
+    "backend",
+    "cancel",
+    "create",
+    "delete",
+    "get",
+    "get_checkpoints",
+    "get_events",
+    "get_models",
+    "list",
+    "load",
+    "rerun",
+    "testing",
+    "validate",
+    "wait",
+]
+
+if not TYPE_CHECKING:  # else a type checker would accept every name
+
+    def __getattr__(name: str) -> Any:
+        import importlib
+
+        if name == "testing":
+            return importlib.import_module("fm.testing")
+        if name == "__version__":
+            from importlib.metadata import version
+
+            value = version("ftctl")
+        elif name in _MODULE_OF:
+            value = getattr(importlib.import_module(_MODULE_OF[name]), name)
+        else:
+            raise AttributeError(f"module 'fm' has no attribute {name!r}")
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -1,0 +1,270 @@
+"""The one path of `validate`, `dry_run=True` and `create`: check all that can be checked, then write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fm.backends.base import Backend, NewRun
+from fm.display import human_bytes, plain
+from fm.errors import DiskFull, MissingExtra, RequestError, Unsupported
+from fm.presets import PRESETS
+from fm.resolve import context_length_of, resolve_model
+from fm.types import Checkpoint, DataRef, ModelRef, RunRecord, TrainRequest
+
+_SHORT = {"duration": ("training_duration", "1ep"), "lr": ("learning_rate", None)}
+_NOT_REQUEST = {
+    "validate_inputs", "data_prep_cluster_id", "sharding", "idempotency_key", "dry_run", "backend", "launcher", *_SHORT
+}
+_KNOWN_RATES = {"lora": (1e-5, 1e-2), "full": (1e-7, 1e-2)}
+"""Peak learning rates, by method, outside of which a training is known to learn nothing or to diverge."""
+DEFAULT_LAUNCHER = "process"
+_LEAST_FREE = 64 << 20
+"""Bytes for logs, metrics, tokenised data and an adapter, whatever else is written."""
+
+
+class RequestWarning(UserWarning):
+    """Something in a request is accepted, but probably not what its author wants."""
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """What `create` would store, after every check that it makes; nothing was written."""
+
+    request: TrainRequest
+    model: ModelRef
+    train_data: DataRef
+    eval_data: DataRef | None
+    backend: str
+    launcher: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of training data; None where `validate_inputs=False` left them uncounted."""
+        return self.train_data.rows
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of training data."""
+        return self.train_data.bytes
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the training data, as a run made from it will record."""
+        return self.train_data.digest
+
+    def __str__(self) -> str:
+        request = self.request
+        rate = "by method and size" if request.learning_rate is None else f"{request.learning_rate:g}"
+        lines = [
+            f"model     {self.model.name} ({self.model.kind})",
+            f"data      {_describe_data(self.train_data)}",
+            f"eval      {_describe_data(self.eval_data)}" if self.eval_data else "",
+            f"training  {request.task_type.value}, {request.method}, {request.training_duration}, "
+            f"batch {request.batch_size}, learning rate {rate}",
+            f"register  {request.register_to}" if request.register_to else "",
+            f"backend   {self.backend}, launcher {self.launcher}",
+            *(f"warning   {warning}" for warning in self.warnings),
+        ]
+        return plain("\n".join(line for line in lines if line))
+
+
+def prepare(given: Mapping[str, Any], backend: Backend) -> DryRun:
+    """Checks the parameters of `fm.create` as far as that goes without a tokenizer. Writes nothing.
+
+    Raises:
+        RequestError, DataError, NotFound, Unavailable, MissingExtra: what is wrong, and what to write instead.
+    """
+    request = TrainRequest.build(_request_fields(given))
+    model = resolve_model(request.model, backend)
+    _check_context_length(request, model)
+    _check_trackers(request)
+    if request.custom_weights_path:
+        request = request.model_copy(update={"custom_weights_path": _find_weights(request.custom_weights_path)})
+    train_data, eval_data = _look_at_data(request, validate=given["validate_inputs"])
+    if backend.storage:
+        _check_disk(backend.storage.root, request, model, train_data)
+    doubts = _doubts(request, given)
+    for text in doubts:
+        warnings.warn(text, RequestWarning, stacklevel=3)
+    launcher = given["launcher"] or DEFAULT_LAUNCHER
+    return DryRun(request, model, train_data, eval_data, backend.name, launcher, doubts)
+
+
+def prepare_again(record: RunRecord, backend: Backend) -> DryRun:
+    """What `prepare` returned when `record` was made, if its data is still the same.
+
+    Raises:
+        DataChanged: it is not.
+    """
+    from fm.data import locate, verify
+
+    for data, field in ((record.train_data, "train_data_path"), (record.eval_data, "eval_data_path")):
+        if data:
+            verify(locate(data.path, field=field), data)
+    return DryRun(
+        record.request, record.model, record.train_data, record.eval_data, backend.name, record.launcher
+    )
+
+
+def submit(plan: DryRun, backend: Backend, *, idempotency_key: str | None = None) -> RunRecord:
+    """Stores what was prepared as a run, exactly once even if this process is killed midway and started again."""
+    from fm.caller import describe_caller
+    from fm.pending import new_key, pending_key
+
+    new = NewRun(
+        request=plan.request,
+        model=plan.model,
+        train_data=_put(backend, plan.train_data),
+        eval_data=_put(backend, plan.eval_data) if plan.eval_data else None,
+        caller=describe_caller(),
+        launcher=plan.launcher,
+        experiment_id=experiment_id(plan.request.experiment_path),
+    )
+    if idempotency_key is not None:
+        return backend.runs.create(new, idempotency_key=idempotency_key)
+    if backend.pending is None:
+        return backend.runs.create(new, idempotency_key=new_key())
+    with pending_key(backend.pending, _digest(plan)) as key:
+        return backend.runs.create(new, idempotency_key=key)
+
+
+def experiment_id(path: str) -> str:
+    """The id of the experiment at `path`, the same in every call; empty without a path: then each run is its own."""
+    return f"exp-{hashlib.sha256(path.encode()).hexdigest()[:12]}" if path else ""
+
+
+def _put(backend: Backend, data: DataRef) -> DataRef:
+    return backend.files.put(data.path, digest=data.digest, bytes=data.bytes, rows=data.rows)
+
+
+def _digest(plan: DryRun) -> str:
+    parts = [
+        plan.backend, plan.launcher, plan.request.model_dump(mode="json"), plan.model.model_dump(mode="json"),
+        plan.train_data.digest, plan.eval_data.digest if plan.eval_data else None,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _request_fields(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What of `fm.create`'s parameters makes the request, under its full names; paths as text."""
+    _refuse_unbuilt(given)
+    values = {key: value for key, value in given.items() if key not in _NOT_REQUEST}
+    for short, (long, default) in _SHORT.items():
+        if given[short] is not None:
+            if given[long] != default:
+                raise RequestError(f"{short} and {long} are the same; both are given", field=short, hint="pass one")
+            values[long] = given[short]
+    weights = values["custom_weights_path"]
+    values["custom_weights_path"] = weights.path if isinstance(weights, Checkpoint) else weights
+    # A Path is a path even where its text alone would be taken for a hub's name.
+    values = {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in values.items()}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _refuse_unbuilt(given: Mapping[str, Any]) -> None:
+    if given["method"] == "qlora":
+        raise Unsupported(
+            'method="qlora" is not built yet', field="method", hint='use method="lora", or a smaller base model'
+        )
+    if given["packing"] is True:
+        raise Unsupported("packing=True is not built yet", field="packing", hint='leave it at packing="auto"')
+    if given["sharding"] is not None:
+        raise Unsupported(
+            f"sharding={given['sharding']!r} is not built yet", field="sharding",
+            hint='leave it out; method="lora" needs the least memory',
+        )
+
+
+def _look_at_data(request: TrainRequest, *, validate: bool) -> tuple[DataRef, DataRef | None]:
+    """Training and evaluation data, checked row by row, or else with their digest taken and no more."""
+    from fm.data import check, digest, locate
+    from fm.progress import data_progress
+
+    def look_at(path: str, field: str) -> DataRef:
+        source = locate(path, field=field)
+        if not validate:
+            sha256, size = digest(source)
+            return DataRef(path=source.path, digest=sha256, bytes=size)
+        with data_progress(source.name) as progress:
+            return check(source, request.task_type, progress=progress)
+
+    train_data = look_at(request.train_data_path, "train_data_path")
+    return train_data, look_at(request.eval_data_path, "eval_data_path") if request.eval_data_path else None
+
+
+def _check_context_length(request: TrainRequest, model: ModelRef) -> None:
+    most = context_length_of(model)
+    if most and request.context_length and request.context_length > most:
+        raise RequestError(
+            f"context_length {request.context_length} is more than the {most} of {model.name}",
+            field="context_length",
+            hint=f"pass at most {most}: it truncates, and can't extend a model",
+        )
+
+
+def _check_trackers(request: TrainRequest) -> None:
+    import importlib.util
+
+    for tracker in request.trackers:
+        if importlib.util.find_spec(tracker) is None:
+            raise MissingExtra(f"trackers: {tracker} is not installed", extra="track")
+
+
+def _find_weights(text: str) -> str:
+    """The absolute path of `custom_weights_path`, if safetensors lie there."""
+    path, field = Path(text).expanduser().absolute(), "custom_weights_path"
+    if not path.exists():
+        raise RequestError(f"{field} {path} does not exist", field=field, hint="fm.get_checkpoints(run) lists some")
+    if not any(path.rglob("*.safetensors")) if path.is_dir() else path.suffix != ".safetensors":
+        raise RequestError(f"{field} {path} holds no *.safetensors", field=field, hint="pass a folder that does")
+    return str(path)
+
+
+def _check_disk(root: Path, request: TrainRequest, model: ModelRef, data: DataRef) -> None:
+    """Refuses what would fill the disk: the checkpoints that are kept, the result, and the tokenised data."""
+    free = shutil.disk_usage(next(folder for folder in (root, *root.parents) if folder.exists())).free
+    needed = _LEAST_FREE + 2 * data.bytes
+    if request.method == "full":
+        # Weights in fp32 and two moments for each checkpoint; one more is whole before the oldest goes.
+        needed += (3 * (request.keep_checkpoints + 1) + 1) * _weight_bytes(model)
+    if needed > free:
+        raise DiskFull(
+            f"this run needs about {human_bytes(needed)} in {root}, where {human_bytes(free)} are free",
+            hint="free some space (`ftctl gc` helps), set FM_RUNS to another disk, or lower keep_checkpoints",
+        )
+
+
+def _weight_bytes(model: ModelRef) -> int:
+    if preset := PRESETS.get(model.name):
+        layer = 4 * preset.hidden_size**2 + 3 * preset.hidden_size * preset.intermediate_size
+        return 4 * (preset.layers * layer + 2 * preset.vocab_size * preset.hidden_size)
+    folder = Path(model.path) if model.path else None
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder else 0
+
+
+def _doubts(request: TrainRequest, given: Mapping[str, Any]) -> tuple[str, ...]:
+    doubts = []
+    if given["data_prep_cluster_id"] is not None:
+        doubts.append("data_prep_cluster_id is ignored: data is prepared on the machine that trains")
+    low, high = _KNOWN_RATES[request.method]
+    rate = request.learning_rate
+    if rate is not None and not low <= rate <= high:
+        effect = "below it teaches next to nothing" if rate < low else "above it usually diverges"
+        doubts.append(
+            f"learning_rate {rate:g} is used as given, but for method={request.method!r} {low:g} to {high:g} is "
+            f"known to work, and {effect}; leave learning_rate out for one that fits the method and the model"
+        )
+    return tuple(doubts)
+
+
+def _describe_data(data: DataRef) -> str:
+    rows = f"{data.rows:,} rows, " if data.rows is not None else ""
+    return f"{data.path} ({rows}{human_bytes(data.bytes)}, sha256 {data.digest[:12]}…)"

@@ -1,0 +1,135 @@
+"""Reading and following a run's events, logs and figures, and waiting for its end: written once, for every backend."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from fm.display import one_line
+from fm.errors import RunFailed, RunStopped, WaitTimeout
+from fm.lifecycle import Status
+from fm.types import Event, LogChunk, MetricRow
+
+if TYPE_CHECKING:
+    from fm.run import Run
+
+
+def read_events(run: Run, after: int = 0) -> Iterator[Event]:
+    """The events above the sequence number `after` that there are now."""
+    while page := run.backend.runs.events(run.id, after=after):
+        yield from page
+        after = page[-1].seq
+
+
+def read_metrics(run: Run, keys: Sequence[str] | None) -> Iterator[MetricRow]:
+    """The figures that there are now."""
+    step = -1
+    while page := run.backend.runs.metrics(run.id, keys=keys, after_step=step):
+        yield from page
+        step = page[-1].step
+
+
+def read_logs(run: Run) -> Iterator[str]:
+    """The log that there is now, in pieces."""
+    offset = 0
+    while (chunk := run.backend.runs.logs(run.id, offset=offset)).text:
+        yield chunk.text
+        offset = chunk.next_offset
+
+
+def follow_events(run: Run) -> Iterator[Event]:
+    """The run's events, those to come too, until the one with which it ends."""
+    after = 0
+    with detached_by_interrupt(run):
+        while True:
+            page = run.backend.runs.events(run.id, after=after)
+            yield from page
+            if any(event.is_terminal_state() for event in page):
+                run.refresh()
+                return
+            after = page[-1].seq if page else after
+            if not page:
+                time.sleep(run.backend.poll_seconds)
+
+
+def follow_logs(run: Run) -> Iterator[str]:
+    """The run's log as it grows, until the run has ended."""
+    offset = 0
+    with detached_by_interrupt(run):
+        while True:
+            # In this order, since the log may grow between the two questions.
+            ended = run.refresh().status.is_terminal()
+            chunk: LogChunk = run.backend.runs.logs(run.id, offset=offset)
+            if chunk.text:
+                offset = chunk.next_offset
+                yield chunk.text
+            elif ended:
+                return
+            else:
+                time.sleep(run.backend.poll_seconds)
+
+
+def wait_for(
+    run: Run,
+    *,
+    timeout: float | None = None,
+    raise_on_failure: bool = True,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Run:
+    """See `Run.wait`."""
+    from fm.progress import show_progress
+
+    deadline = None if timeout is None else clock() + timeout
+    after = 0
+    with detached_by_interrupt(run), show_progress(run) as show:
+        while True:
+            ended = run.refresh().status.is_terminal()
+            for event in read_events(run, after):
+                show(event)
+                after = event.seq
+            if ended:
+                break
+            pause = run.backend.poll_seconds
+            if deadline is not None:
+                if (left := deadline - clock()) <= 0:
+                    raise WaitTimeout(
+                        f"run {run.name} is still {run.status.value} after {timeout:g} s",
+                        hint=f"it goes on; wait again, or `ftctl runs logs -f {run.name}`",
+                    )
+                pause = min(pause, left)
+            sleep(pause)
+    if raise_on_failure:
+        raise_for_status(run)
+    return run
+
+
+def raise_for_status(run: Run) -> None:
+    """Raises for a run that has ended without a result.
+
+    Raises:
+        RunFailed: its status is FAILED.
+        RunStopped: its status is STOPPED.
+    """
+    look = f"`ftctl runs logs {run.name}` shows more"
+    if run.status is Status.FAILED:
+        what = one_line(f"run {run.name} failed: {run.reason}")
+        raise RunFailed(what, run=run, fault=run.fault.value if run.fault else "", hint=look)
+    if run.status is Status.STOPPED:
+        what = one_line(f"run {run.name} was stopped: {run.reason}")
+        raise RunStopped(what, run=run, hint=f"go on with `ftctl runs resume {run.name}`")
+
+
+@contextmanager
+def detached_by_interrupt(run: Run) -> Iterator[None]:
+    """Says at Ctrl-C that the run goes on, and how to come back to it."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if not getattr(interrupt, "ftctl_said", False):  # once, where one such block lies in another
+            print(f"\ndetached; {run.name} goes on. Come back with: ftctl runs logs -f {run.name}", file=sys.stderr)
+            interrupt.ftctl_said = True  # type: ignore[attr-defined]
+        raise

@@ -1,0 +1,76 @@
+"""The loss over the steps: in the terminal by plotext, as a picture by matplotlib. Both are imported here only."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fm.display import one_line
+from fm.errors import MissingExtra, NotFound
+from fm.files import atomic_writer
+
+if TYPE_CHECKING:
+    from fm.run import Run
+
+TRAIN_LOSS = "loss/train/total"
+EVAL_LOSS = "metrics/eval/LanguageCrossEntropy"
+_NAMES = {TRAIN_LOSS: "training loss", EVAL_LOSS: "evaluation loss"}
+
+Series = dict[str, list[tuple[int, float]]]
+
+
+def plot_loss(run: Run, path: Path | None = None) -> Path | None:
+    """See `Run.plot`."""
+    metrics = run.metrics(list(_NAMES))
+    series = {name: points for key, name in _NAMES.items() if (points := metrics.series(key))}
+    if not series:
+        raise NotFound(f"run {run.name} has no loss yet", hint="wait for its first steps")
+    if path is not None:
+        figure = _figure(run, series)
+        with atomic_writer(path) as file:
+            figure.savefig(file, format="png", dpi=120)
+        return path
+    if _in_notebook():
+        from IPython.display import display  # type: ignore[import-not-found]
+
+        display(_figure(run, series))
+    else:
+        print(terminal_plot(run, series))
+    return None
+
+
+def terminal_plot(run: Run, series: Series, *, size: tuple[int, int] = (80, 22)) -> str:
+    """The curves as text, in colour only if stdout is a terminal."""
+    import plotext
+
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.plotsize(*size)
+    for name, points in series.items():
+        steps, values = zip(*points, strict=True)
+        plotext.plot(steps, values, label=name)
+    plotext.title(one_line(run.name))
+    plotext.xlabel("step")
+    text = str(plotext.build())
+    return text if sys.stdout.isatty() else str(plotext.uncolorize(text))
+
+
+def _figure(run: Run, series: Series) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise MissingExtra("a picture needs matplotlib, not installed here", extra="plot") from error
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for name, points in series.items():
+        steps, values = zip(*points, strict=True)
+        axes.plot(steps, values, label=name)
+    axes.set(title=run.name, xlabel="step", ylabel="cross-entropy (nats per token)")
+    axes.legend()
+    return figure
+
+
+def _in_notebook() -> bool:
+    shell = sys.modules.get("IPython")
+    return shell is not None and type(shell.get_ipython()).__name__ == "ZMQInteractiveShell"
