@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 from fm.agent import processes
-from fm.errors import MissingExtra
 from fm.files import disk_errors, make_private
 from fm.job import Job, Stage
 from fm.launching import Handle, Life, Poll
@@ -78,16 +77,3 @@ def _environment(run: RunRecord, folder: StageFolder) -> dict[str, str]:
     if devices := Job.read(folder).devices:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
     return environment
-
-
-def require_training() -> None:
-    """Checks that what training needs is installed, without importing it.
-
-    Raises:
-        MissingExtra: names the first package that is not.
-    """
-    from importlib.util import find_spec
-
-    for package in ("torch", "transformers", "peft", "accelerate", "safetensors"):
-        if find_spec(package) is None:
-            raise MissingExtra(f"training on this machine needs {package}, not installed here", extra="local")

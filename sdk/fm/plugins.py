@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 from fm.errors import MissingExtra, RequestError
@@ -22,6 +23,8 @@ class Plugin:
 
     target: str
     extra: str = ""
+    needs: tuple[str, ...] = ()
+    """Packages that the extra brings and that are only imported later, by the processes that it starts."""
 
 
 BACKENDS = {
@@ -29,7 +32,11 @@ BACKENDS = {
     "fake": Plugin("fm.backends.fake:open_fake"),
 }
 LAUNCHERS = {
-    "process": Plugin("fm_local.launcher:ProcessLauncher", extra="local"),
+    "process": Plugin(
+        "fm_local.launcher:ProcessLauncher",
+        extra="local",
+        needs=("torch", "transformers", "peft", "accelerate", "safetensors"),
+    ),
 }
 PARTS = {
     "open_model": Plugin("fm_local.models.load:open_model", extra="local"),
@@ -47,11 +54,7 @@ def load(seam: str, name: str) -> Any:
         RequestError: there is none of that name.
         MissingExtra: what it imports is not installed.
     """
-    plugin = _BUILT_IN[seam].get(name) or _entry_points(seam).get(name)
-    field = seam.removesuffix("s")
-    if plugin is None:
-        known = ", ".join(sorted({*_BUILT_IN[seam], *_entry_points(seam)}))
-        raise RequestError(f"there is no {field} {name!r}", field=field, hint=f"known: {known}")
+    plugin, field = find(seam, name), seam.removesuffix("s")
     module, _, attribute = plugin.target.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
@@ -59,6 +62,34 @@ def load(seam: str, name: str) -> Any:
         if not plugin.extra:
             raise
         raise MissingExtra(f"{field} {name!r} needs {error.name}, not installed here", extra=plugin.extra) from error
+
+
+def find(seam: str, name: str) -> Plugin:
+    """The table's entry for `name`, of which nothing is imported.
+
+    Raises:
+        RequestError: there is none of that name.
+    """
+    plugin = _BUILT_IN[seam].get(name) or _entry_points(seam).get(name)
+    if plugin is None:
+        known = ", ".join(sorted({*_BUILT_IN[seam], *_entry_points(seam)}))
+        field = seam.removesuffix("s")
+        raise RequestError(f"there is no {field} {name!r}", field=field, hint=f"known: {known}")
+    return plugin
+
+
+def require(seam: str, name: str) -> None:
+    """Checks, without importing anything, that what `name` needs is installed.
+
+    Raises:
+        RequestError: there is none of that name.
+        MissingExtra: a package that it needs is not installed.
+    """
+    plugin = find(seam, name)
+    for package in plugin.needs:
+        if find_spec(package) is None:
+            what = f"{seam.removesuffix('s')} {name!r}"
+            raise MissingExtra(f"{what} needs {package}, not installed here", extra=plugin.extra)
 
 
 @cache

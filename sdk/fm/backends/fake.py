@@ -17,10 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from fm import plugins
 from fm.agent.agent import Agent
 from fm.agent.devices import Devices
+from fm.backends.base import NewRun
 from fm.backends.stored import StoreBackend
 from fm.clock import SimulatedClock
+from fm.duration import Unit
 from fm.files import make_private, seal
 from fm.job import EXIT_FAILED, EXIT_STOPPED, Job, Reporter, Stage
 from fm.launching import Handle, Life, Poll
@@ -41,7 +44,8 @@ class Script:
     `save_every` steps.
     """
 
-    steps: int = 10
+    steps: int | None = None
+    """None: as many as the request's duration counts in "ba", else 10."""
     loss: tuple[float, float] = (3.0, 1.0)
     save_every: int = 5
     check_fails: str = ""
@@ -98,6 +102,8 @@ class _Stage:
 
     def __post_init__(self) -> None:
         self.job = Job.read(self.folder)
+        duration = self.job.request.duration
+        self.steps = self.script.steps or (duration.value if duration.unit is Unit.BATCH else 10)
         self.report = Reporter(self.folder)
         self.work = self._check() if self.job.stage == "check" else self._train()
 
@@ -124,7 +130,7 @@ class _Stage:
         yield
 
     def _train(self) -> Iterator[None]:
-        script, total = self.script, self.script.steps
+        script, total = self.script, self.steps
         first = _last_checkpoint(self.job.resume_from)
         self._log(f"attempt {self.job.attempt} of {self.run.name} goes on from step {first}\n")
         self.report.event(EventType.DATA_VALIDATED, "data is as it was checked")
@@ -164,7 +170,7 @@ class _Stage:
 
     def _loss(self, step: int) -> float:
         first, last = self.script.loss
-        return last + (first - last) * math.exp(-3 * step / self.script.steps)
+        return last + (first - last) * math.exp(-3 * step / self.steps)
 
     def _save(self, step: int) -> None:
         folder = make_private(self.folder.checkpoint(step))
@@ -211,7 +217,13 @@ def open_fake(script: Script | None = None) -> StoreBackend:
     launcher = ScriptedLauncher(script or Script(), clock)
     agent = Agent(store, storage, lambda _name: launcher, Devices(()), "fake")
     backend = FakeBackend(
-        "fake", store, storage, Principal(user="tester"), tend=_let_time_pass(agent, clock), poll_seconds=0.0
+        "fake",
+        store,
+        storage,
+        Principal(user="tester"),
+        admit=_admit,
+        tend=_let_time_pass(agent, clock),
+        poll_seconds=0.0,
     )
     weakref.finalize(backend, shutil.rmtree, root, ignore_errors=True)
     backend.launcher = launcher
@@ -222,6 +234,10 @@ class FakeBackend(StoreBackend):
     """The store backend of a fake; `launcher.script` may be replaced between runs."""
 
     launcher: ScriptedLauncher
+
+
+def _admit(new: NewRun) -> None:
+    plugins.find("launchers", new.launcher)
 
 
 def _let_time_pass(agent: Agent, clock: SimulatedClock) -> Callable[[], None]:

@@ -6,6 +6,7 @@ import getpass
 import threading
 import time
 
+from fm import plugins
 from fm.backends.stored import StoreBackend
 from fm.settings import Settings
 from fm.store.store import RunStore
@@ -29,6 +30,7 @@ def open_local() -> StoreBackend:
         store,
         settings.storage,
         Principal(user=getpass.getuser()),
+        admit=lambda new: plugins.require("launchers", new.launcher),
         tend=_Tender(settings, store),
         poll_seconds=0.3,
         pending=settings.home / "pending",

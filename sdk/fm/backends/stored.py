@@ -18,7 +18,8 @@ from fm.types import Checkpoint, DataRef, Event, LogChunk, MetricRow, ModelVersi
 class StoreBackend:
     """Seam 1 over a `RunStore` and a storage root.
 
-    `tend` is called before every question about runs: it sees to it that somebody works on those that are unfinished.
+    `admit` refuses a run that can't be started here, before it is stored. `tend` is called before every question about
+    runs: it sees to it that somebody works on those that are unfinished.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class StoreBackend:
         storage: Storage,
         principal: Principal,
         *,
+        admit: Callable[[NewRun], None],
         tend: Callable[[], None],
         poll_seconds: float,
         pending: Path | None = None,
@@ -38,6 +40,7 @@ class StoreBackend:
         self.store = store
         self.storage = storage
         self.pending = pending
+        self.admit = admit
         self.tend = tend
         self.runs = StoreRuns(self)
         self.models = StoreModels(self)
@@ -49,6 +52,7 @@ class StoreBackend:
             self.store,
             self.storage,
             principal,
+            admit=self.admit,
             tend=self.tend,
             poll_seconds=self.poll_seconds,
             pending=self.pending,
@@ -67,6 +71,7 @@ class StoreRuns:
         self._team = backend.principal.team
 
     def create(self, new: NewRun, *, idempotency_key: str) -> RunRecord:
+        self._backend.admit(new)
         record = self._store.create(new, idempotency_key, self._backend.principal)
         self._backend.tend()
         return record

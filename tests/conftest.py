@@ -1,0 +1,37 @@
+"""What holds for every test: a home of its own, a clean environment, no socket but loopback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+_KEPT = ("FM_TEST_POSTGRES",)
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """HOME and FM_HOME are empty folders, and no `FM_*` or `HF_*` setting of the machine reaches the test."""
+    for name in list(os.environ):
+        if name.startswith(("FM_", "HF_", "MLFLOW_", "WANDB_")) and name not in _KEPT:
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("FM_HOME", str(home / "fm"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    return home
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    # PostgreSQL is reached through a Unix socket; everything else stays on this machine too.
+    pytest_socket = sys.modules.get("pytest_socket")
+    if pytest_socket is not None:
+        pytest_socket.socket_allow_hosts(["127.0.0.1", "::1", "localhost"], allow_unix_socket=True)
