@@ -1,0 +1,1 @@
+"""Loading bases and adapters, generating, exporting."""

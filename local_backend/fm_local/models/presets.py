@@ -1,0 +1,34 @@
+"""Models of random weights, for which nothing has to be downloaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from fm.presets import Preset
+
+
+def build(preset: Preset, *, vocab_size: int, seed: int) -> Any:
+    """A Llama of `preset`'s shape in fp32, its embeddings sized for the tokenizer; the same seed gives the same weights.
+
+    Args:
+        vocab_size: tokens of the tokenizer trained on the run's data; at most the preset's own size, usually equal.
+    """
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=preset.hidden_size,
+        intermediate_size=preset.intermediate_size,
+        num_hidden_layers=preset.layers,
+        num_attention_heads=preset.heads,
+        num_key_value_heads=preset.heads,
+        max_position_embeddings=preset.max_context_length,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+        dtype="float32",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)

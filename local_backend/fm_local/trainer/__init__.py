@@ -1,0 +1,1 @@
+"""One flat training loop (`loop.train`), and what it calls."""

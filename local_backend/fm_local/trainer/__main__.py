@@ -1,0 +1,76 @@
+"""``python -m fm_local.trainer <attempt folder>``: does the job that lies in the folder, and exits.
+
+Exit codes: 0 done (or a newer attempt exists), 1 failed (an event says why), 75 stopped after saving, 76 disk full.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+from fm.files import write_json
+from fm.job import EXIT_DISK_FULL, EXIT_FAILED, EXIT_STOPPED, Job, Reporter
+from fm.layout import RunFolder, StageFolder
+
+_QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+"""The training needs no network, and nobody is to hear of it."""
+
+
+def main(folder: StageFolder) -> int:
+    """Trains in `folder`; returns the exit code."""
+    # Before anything that takes time: a request to stop must never find nobody listening.
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    if os.environ.get("RANK", "0") == "0" and not _own(folder):
+        return 0
+    os.environ.update(_QUIET)
+    try:
+        from fm_local.trainer.loop import train
+
+        return 0 if train(Job.read(folder), folder, stop_requested=stop.is_set) else EXIT_STOPPED
+    except Exception as error:
+        traceback.print_exc()
+        return _report(folder, error)
+
+
+def _own(folder: StageFolder) -> bool:
+    """Writes who does this job, then looks whether a newer attempt has taken its place. An agent makes the newer folder
+    before it looks for this process, so one of the two always sees the other."""
+    import psutil
+
+    process = psutil.Process()
+    write_json(folder.process, {"pid": process.pid, "started": process.create_time(), "host": socket.gethostname()})
+    attempts = RunFolder(folder.path.parent.parent).attempts()
+    return not attempts or attempts[0][0] <= int(folder.path.name)
+
+
+def _report(folder: StageFolder, error: Exception) -> int:
+    from fm.errors import DiskFull
+    from fm_local.trainer.failures import failure_event
+
+    if isinstance(error, DiskFull):
+        return EXIT_DISK_FULL
+    type, message, fault = failure_event(error)
+    try:
+        reporter = Reporter(folder)
+        reporter.event(type, message, fault=fault.value, exit_code=EXIT_FAILED)
+        reporter.close()
+    except DiskFull:
+        return EXIT_DISK_FULL
+    return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main(StageFolder(Path(sys.argv[1]).absolute())))

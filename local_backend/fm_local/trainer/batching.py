@@ -1,0 +1,98 @@
+"""Which examples are trained together, and in which order: pure functions of the seed and the epoch.
+
+Examples of similar length share an optimiser step, so that hardly any padding is computed; the steps' order is random.
+Where a run stands in an epoch is one number, the index of the next step, so resuming skips and repeats nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+WINDOW_STEPS = 32
+"""Examples are sorted by length within shuffled windows of this many steps: long enough to find similar lengths,
+short enough that a step's examples differ from epoch to epoch."""
+
+Indices = npt.NDArray[np.int64]
+
+
+class Examples(Protocol):
+    """What the loop needs of a data set; `fm_local.prepare.shards.TokenDataset` has it."""
+
+    lengths: Indices
+    """Tokens of each example."""
+    trained: Indices
+    """Labelled tokens of each example, the first token of a sequence excepted: nothing predicts it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Right-padded token ids of some examples, and the labels. Rows need no attention mask: under causal attention
+    no token sees the padding to its right, and padding itself has no label."""
+
+    ids: torch.Tensor
+    """(rows, length) int64: each example without its last token, which predicts nothing."""
+    positions: torch.Tensor
+    """(labels,) int64: the places in the flattened `ids` whose next token is a label."""
+    labels: torch.Tensor
+    """(labels,) int64: those next tokens."""
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on `device`."""
+        if device.type == "cpu":
+            return self
+        ids, positions, labels = (x.to(device, non_blocking=True) for x in (self.ids, self.positions, self.labels))
+        return MicroBatch(ids, positions, labels)
+
+
+def epoch_steps(lengths: Indices, batch_size: int, seed: int, epoch: int) -> list[Indices]:
+    """The examples of each optimiser step of `epoch`; every example is in exactly one. The last window may leave one
+    step that is smaller than `batch_size`."""
+    random = np.random.default_rng([seed, epoch])
+    shuffled = random.permutation(len(lengths))
+    window = np.arange(len(lengths)) // (WINDOW_STEPS * batch_size)
+    arranged = shuffled[np.lexsort((lengths[shuffled], window))]
+    starts = random.permutation(np.arange(0, len(lengths), batch_size))
+    return [arranged[start : start + batch_size] for start in starts]
+
+
+def rank_share(step: Indices, rank: int, world: int) -> Indices:
+    """The part of a step's examples that process `rank` of `world` computes; empty where there are too few."""
+    return step[rank::world]
+
+
+def micro_batches(examples: Indices, lengths: Indices, max_tokens: int) -> list[Indices]:
+    """Cuts examples into groups that, padded to their longest, hold at most `max_tokens` each (or one example)."""
+    by_length = examples[np.argsort(-lengths[examples], kind="stable")]
+    groups: list[Indices] = []
+    start = 0
+    while start < len(by_length):
+        rows = max(1, max_tokens // max(1, int(lengths[by_length[start]])))
+        groups.append(by_length[start : start + rows])
+        start += rows
+    return groups
+
+
+def collate(data: Examples, examples: Sequence[int] | Indices, *, labelled: bool = True) -> MicroBatch:
+    """Loads and pads `examples`. Without `labelled` no token carries a label: for a process that has no share."""
+    rows = [data[int(index)] for index in examples]
+    width = max(1, max(len(ids) for ids, _ in rows) - 1)
+    inputs = np.zeros((len(rows), width), dtype=np.int64)
+    targets = np.zeros_like(inputs)
+    mask = np.zeros(inputs.shape, dtype=bool)
+    for row, (ids, trained) in enumerate(rows):
+        count = len(ids) - 1
+        inputs[row, :count], targets[row, :count] = ids[:-1], ids[1:]
+        # Labels are chosen by position, never by id: padding and end-of-sequence may share one.
+        mask[row, :count] = trained[1:] & labelled
+    positions = np.flatnonzero(mask)
+    return MicroBatch(*(torch.from_numpy(array) for array in (inputs, positions, targets.ravel()[positions])))

@@ -1,0 +1,124 @@
+"""Saving all that training goes on from, and finding the newest save that is whole.
+
+A checkpoint holds the trainable weights and the optimiser's state as safetensors, and the position as JSON; never a
+pickle. It needs no random state: every step draws its random numbers from the seed and the step's number.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from fm.errors import RequestError
+from fm.files import disk_errors, make_private, read_manifest, seal, sync_folder, write_json
+from fm.layout import StageFolder
+from fm_local.models.weights import save_tensors
+from fm_local.trainer.schedule import Position
+
+_WEIGHTS = "trainable.safetensors"
+_OPTIMISER = "optimizer.safetensors"
+_STATE = "state.json"
+
+Named = Mapping[str, torch.nn.Parameter]
+
+
+def save(
+    folder: StageFolder, at: Position, trainable: Named, optimizer: torch.optim.Optimizer,
+    *, same: Mapping[str, Any], metrics: Mapping[str, float], keep: int,
+) -> tuple[Path, int]:
+    """Writes the checkpoint after step `at.step`, whole or not at all, and removes those before the last `keep`.
+
+    `same` is what a training that goes on from here must agree in. Returns the folder and its size in bytes.
+
+    Raises:
+        DiskFull: nothing of the new checkpoint remains, and the older ones are untouched.
+    """
+    target = folder.checkpoint(at.step)
+    if read_manifest(target) is not None:
+        return target, _size(target)
+    temporary = target.with_name(f".{target.name}.tmp")
+    make_private(folder.checkpoints)
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(target, ignore_errors=True)
+    names = {id(parameter): name for name, parameter in trainable.items()}
+    tensors: dict[str, torch.Tensor] = {}
+    scalars: dict[str, Any] = {}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            place = tensors if isinstance(value, torch.Tensor) else scalars
+            place[f"{names[id(parameter)]}/{key}"] = value  # type: ignore[assignment]
+    try:
+        with disk_errors(target):
+            make_private(temporary)
+            save_tensors(temporary / _WEIGHTS, dict(trainable))
+            save_tensors(temporary / _OPTIMISER, tensors)
+            write_json(temporary / _STATE, {"position": asdict(at), "optimizer": scalars, "same": dict(same)})
+            seal(temporary, kind="checkpoint", step=at.step, metrics=dict(metrics))
+            temporary.rename(target)
+            sync_folder(folder.checkpoints)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _remove_old(folder.checkpoints, keep)
+    return target, _size(target)
+
+
+def newest_whole(folders: Iterable[str | Path]) -> Path | None:
+    """The checkpoint of the highest step among `folders` whose files all have the digests of its manifest.
+
+    A damaged one is passed over for the next older.
+    """
+    manifests = {Path(folder): read_manifest(Path(folder)) for folder in folders}
+    whole = {path: int(manifest.get("step", -1)) for path, manifest in manifests.items() if manifest}
+    for path in sorted(whole, key=lambda path: whole[path], reverse=True):
+        if read_manifest(path, verify=True) is not None:
+            return path
+    return None
+
+
+def restore(path: Path, trainable: Named, optimizer: torch.optim.Optimizer, *, same: Mapping[str, Any]) -> Position:
+    """Puts weights and optimiser back as they were at `path`, and returns the position.
+
+    Raises:
+        RequestError: the checkpoint belongs to a training with other settings or other data.
+    """
+    state = json.loads((path / _STATE).read_text())
+    differing = sorted(key for key in same if state["same"].get(key) != same[key])
+    weights = load_file(path / _WEIGHTS)
+    if not differing and {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in trainable.items()}:
+        differing = ["trainable parameters"]
+    if differing:
+        raise RequestError(
+            f"checkpoint {path} belongs to a training with different {', '.join(differing)}",
+            hint="resume with the request and data of the run that saved it, or start a new run",
+        )
+    with torch.no_grad():
+        for name, parameter in trainable.items():
+            parameter.copy_(weights[name])
+    # Each key is "<parameter>/<name in the optimiser's state>"; neither part holds a slash of its own.
+    for key, value in [*load_file(path / _OPTIMISER).items(), *state["optimizer"].items()]:
+        name, _, entry = key.rpartition("/")
+        parameter = trainable[name]
+        if isinstance(value, torch.Tensor) and value.dim():
+            value = value.to(parameter.device)
+        optimizer.state[parameter][entry] = value
+    return Position(**state["position"])
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.iterdir())
+
+
+def _remove_old(folder: Path, keep: int) -> None:
+    whole: Sequence[Path] = sorted(path for path in folder.glob("step-*") if read_manifest(path) is not None)
+    for path in whole[:-keep]:
+        # Without its manifest a checkpoint does not exist: nobody finds one that is half removed.
+        (path / "manifest.json").unlink()
+        shutil.rmtree(path)

@@ -1,0 +1,91 @@
+"""Looking at the model without touching its training: loss on held-out data, and answers to prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from fm.types import TaskType, TrainRequest
+from fm_local.models.generating import SAMPLE_TOKENS, continue_tokens
+from fm_local.trainer.batching import Examples, collate, micro_batches, rank_share
+from fm_local.trainer.loss import TokenLoss
+
+
+@contextmanager
+def _evaluating(module: torch.nn.Module) -> Iterator[None]:
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train()
+
+
+def evaluate(
+    loss: TokenLoss, data: Examples, accelerator: Accelerator, *, max_tokens: int, beat: Callable[[], None]
+) -> dict[str, float]:
+    """Loss (nats for each labelled token), perplexity and top-1 accuracy over all of `data`.
+
+    Sums over tokens, divided once at the end: neither batch sizes nor the number of processes shows in the result.
+    """
+    mine = rank_share(np.arange(len(data)), accelerator.process_index, accelerator.num_processes)
+    total = torch.zeros(2, dtype=torch.float64)
+    with _evaluating(loss):
+        for examples in micro_batches(mine, data.lengths, max_tokens) if len(mine) else ():
+            batch = collate(data, examples).to(accelerator.device)
+            value, right = loss(batch)
+            total += torch.stack([value.double(), right.double()]).cpu()
+            beat()
+    if accelerator.num_processes > 1:
+        total = accelerator.reduce(total.to(accelerator.device)).cpu()
+    cross_entropy, accuracy = (total / max(1, int(data.trained.sum()))).tolist()
+    return {
+        "metrics/eval/LanguageCrossEntropy": cross_entropy,
+        "metrics/eval/LanguagePerplexity": math.exp(min(cross_entropy, 700.0)),
+        "metrics/eval/TokenAccuracy": accuracy,
+    }
+
+
+def answer_prompts(
+    loss: TokenLoss,
+    tokenizer: Any,
+    stop: Sequence[int],
+    template: str | None,
+    request: TrainRequest,
+    accelerator: Accelerator,
+    *,
+    beat: Callable[[], None],
+) -> list[dict[str, Any]]:
+    """One sampled answer for each of `eval_prompts`: up to 100 new tokens, temperature 1, top-k 50, top-p 0.95.
+
+    For chats a prompt is the user's turn. ``ended`` says that the model stopped by itself.
+    """
+    chat = request.task_type is TaskType.CHAT_COMPLETION
+    samples = []
+    with _evaluating(loss), accelerator.autocast():
+        for number, prompt in enumerate(request.eval_prompts):
+            ids = prompt_tokens(tokenizer, prompt, template=template if chat else None)
+            tokens, ended = continue_tokens(
+                loss.language_model, ids, stop=stop, pad=tokenizer.pad_token_id or 0, max_new_tokens=SAMPLE_TOKENS,
+                temperature=1.0, top_k=50, top_p=0.95, seed=request.seed + number,
+            )
+            samples.append({"prompt": prompt, "answer": tokenizer.decode(tokens, skip_special_tokens=True), "ended": ended})
+            beat()
+    return samples
+
+
+def prompt_tokens(tokenizer: Any, prompt: str, *, template: str | None) -> list[int]:
+    """The ids that a model is shown for `prompt`: as the user's turn of a chat if there is a template, else as it is."""
+    if template is None:
+        return list(tokenizer(prompt)["input_ids"])
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], chat_template=template, tokenize=False, add_generation_prompt=True
+    )
+    # The template writes all special tokens itself; adding them again would give two beginnings.
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,0 +1,38 @@
+"""What an exception means to the user: which event ends the run, and who has to act."""
+
+from __future__ import annotations
+
+import errno
+
+import torch
+
+from fm.errors import FMError, Unavailable
+from fm.lifecycle import EventType, Fault
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "DefaultCPUAllocator")
+
+
+def failure_event(error: BaseException) -> tuple[EventType, str, Fault]:
+    """The event that reports `error`, its message, and whose fault it is."""
+    if is_out_of_memory(error):
+        return (
+            EventType.FAILED,
+            "the machine's memory does not hold this training\n"
+            "  → use a shorter context_length, method='lora', or a smaller model; batch_size does not matter, since a "
+            "step is computed in pieces",
+            Fault.USER,
+        )
+    if isinstance(error, Unavailable):
+        return EventType.FAILED, str(error), Fault.INFRASTRUCTURE
+    if isinstance(error, FMError):
+        return EventType.FAILED, str(error), Fault.USER
+    if isinstance(error, OSError) and error.errno in (errno.EIO, errno.ESTALE, errno.ENODEV):
+        return EventType.FAILED_EXCEPTION, f"{type(error).__name__}: {error}", Fault.INFRASTRUCTURE
+    return EventType.FAILED_EXCEPTION, f"{type(error).__name__}: {error}", Fault.INTERNAL
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory, of the device or the machine, is exhausted."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)

@@ -1,0 +1,65 @@
+"""The weights to register: what transformers and PEFT load by themselves, with the tokenizer that was trained with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig
+
+from fm.files import disk_errors, make_private, seal, sync_folder
+from fm.layout import StageFolder
+from fm_local.models.weights import save_tensors
+from fm_local.trainer.methods import Trainee
+
+
+def save_final(
+    folder: StageFolder, trainee: Trainee, tokenizer: Any, *, base_name: str, template: str | None, stop: Sequence[int],
+    metrics: Mapping[str, float],
+) -> Path:
+    """Writes ``final/``, whole or not at all. A fully trained model is converted to its saved format by this."""
+    temporary = folder.path / ".final.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with disk_errors(folder.final):
+            make_private(temporary)
+            if trainee.peft_model is not None:
+                _save_adapter(trainee.peft_model, temporary, base_name)
+            else:
+                trainee.language_model.to(trainee.saved_dtype)
+                trainee.language_model.config.use_cache = True
+                trainee.language_model.save_pretrained(temporary)
+            save_tokenizer(temporary, tokenizer, template=template, stop=stop)
+            seal(temporary, kind="full" if trainee.peft_model is None else "adapter", metrics=dict(metrics))
+            temporary.rename(folder.final)
+            sync_folder(folder.path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder.final
+
+
+def save_tokenizer(folder: Path, tokenizer: Any, *, template: str | None, stop: Sequence[int]) -> None:
+    """Writes the tokenizer with its chat template, and a generation config that stops where training stopped."""
+    if template:
+        tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=list(stop) or None,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (stop[0] if stop else None),
+    ).save_pretrained(folder)
+
+
+def _save_adapter(peft_model: Any, folder: Path, base_name: str) -> None:
+    from peft import get_peft_model_state_dict
+
+    save_tensors(folder / "adapter_model.safetensors", get_peft_model_state_dict(peft_model))
+    config = peft_model.peft_config["default"].to_dict()
+    config |= {"base_model_name_or_path": base_name, "inference_mode": True}
+    # Sets have no order of their own: sorted, so that the same training gives the same digest.
+    plain = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
+    (folder / "adapter_config.json").write_text(json.dumps(plain, indent=2, sort_keys=True, default=str))

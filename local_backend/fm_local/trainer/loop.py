@@ -1,0 +1,277 @@
+"""The training, from top to bottom: read the job, make the model ready, step until the duration is over, save.
+
+Each step draws its random numbers (dropout) from the seed and the step's number. So nothing that happens between two
+steps (evaluation, samples, saving, a kill and a resume) can change what the next one computes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fm.duration import Unit
+from fm.errors import RequestError
+from fm.job import Job
+from fm.layout import StageFolder, Storage
+from fm.lifecycle import EventType
+from fm_local.models.tokenizer import chat_template_of, load_tokenizer, stop_token_ids
+from fm_local.prepare.shards import TokenDataset
+from fm_local.trainer import checkpoint, device, schedule
+from fm_local.trainer.batching import collate, epoch_steps, micro_batches, rank_share
+from fm_local.trainer.evaluate import answer_prompts, evaluate
+from fm_local.trainer.finish import save_final
+from fm_local.trainer.loss import TokenLoss
+from fm_local.trainer.methods import make_optimizer, prepare_model
+from fm_local.trainer.rates import default_rate, rate_warning
+from fm_local.trainer.report import Report
+
+
+def train(
+    job: Job,
+    folder: StageFolder,
+    *,
+    stop_requested: Callable[[], bool] = lambda: False,
+    max_tokens: int | None = None,
+    now: Callable[[], float] = time.time,
+) -> bool:
+    """Trains as `job` says and leaves the result in ``final/`` of `folder`.
+
+    Args:
+        stop_requested: asked between steps; once true, a checkpoint is saved and the training returns.
+        max_tokens: padded tokens computed at once; None for what suits the device. The gradient does not depend on it.
+        now: seconds since 1970, with which a wall-clock budget is measured.
+
+    Returns:
+        Whether the training came to its end; False if it was asked to stop.
+
+    Raises:
+        FMError: what a user can act on.
+    """
+    request, prepared = job.request, job.prepared or {}
+    accelerator = device.open_accelerator(request, folder)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    device.make_deterministic(accelerator.device)
+    max_tokens = max_tokens or device.micro_batch_tokens(accelerator.device)
+    report = Report(folder, job, accelerator)
+
+    # ---- data
+    shards = Storage(Path(job.storage_root))
+    data = TokenDataset.open(shards.shard(prepared["train"]["shard"]))
+    held_out = TokenDataset.open(shards.shard(prepared["eval"]["shard"])) if prepared.get("eval") else None
+    tokenizer = load_tokenizer(Path(prepared["tokenizer"]))
+    template = chat_template_of(tokenizer)
+    stop_tokens = stop_token_ids(tokenizer, template)
+    report.event(
+        EventType.DATA_VALIDATED,
+        f"{len(data):,} examples, {int(data.lengths.sum()):,} tokens",
+        counts=prepared.get("counts"),
+        eval_counts=prepared.get("eval_counts"),
+    )
+
+    # ---- model
+    precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+    trainee = prepare_model(job, len(tokenizer), precision=precision, device=accelerator.device)
+    loss_module = TokenLoss(trainee.language_model)
+    model = accelerator.prepare_model(loss_module)
+    optimizer = make_optimizer(request.optimizer, trainee.trainable, request.weight_decay)
+    trained = list(trainee.trainable.values())
+    usual_rate = default_rate(request.method, trainee.parameters, random_weights=trainee.random_weights)
+    peak_rate = request.learning_rate or usual_rate
+    report.event(
+        EventType.MODEL_INITIALIZED,
+        f"{job.model.name}: {trainee.parameters:,} parameters on {accelerator.device} in {precision}",
+        parameters=trainee.parameters,
+        trainable=sum(parameter.numel() for parameter in trained),
+        device=str(accelerator.device),
+        precision=precision,
+        learning_rate=peak_rate,
+        processes=world,
+        threads=torch.get_num_threads(),
+        versions=device.versions(),
+    )
+    if warning := rate_warning(peak_rate, request.method, usual_rate, random_weights=trainee.random_weights):
+        report.event(EventType.WARNING, warning, field="learning_rate")
+
+    # ---- where to begin
+    same = {
+        "seed": request.seed,
+        "batch_size": request.batch_size,
+        "method": request.method,
+        "optimizer": request.optimizer,
+        "training data": prepared["train"]["shard"],
+    }
+    at = schedule.Position(closing=_guess_closing(trained, look=bool(held_out or request.eval_prompts)))
+    if found := checkpoint.newest_whole(job.resume_from):
+        at = checkpoint.restore(found, trainee.trainable, optimizer, same=same)
+    steps = epoch_steps(data.lengths, request.batch_size, request.seed, at.epoch)
+    looked_at = saved_at = at.step if found else -1
+
+    # ---- how far to go
+    elapsed = schedule.running_seconds(job.started_at, job.elapsed_seconds, now)
+    pace: schedule.Pace
+    if request.duration.is_clock:
+        pace = schedule.ClockPace(request.duration.value, elapsed)
+    else:
+        pace = schedule.CountedPace(
+            schedule.steps_of(request.duration, data.lengths, request.batch_size, request.seed)
+        )
+
+    def passed(at: schedule.Position) -> dict[Unit, float]:
+        epochs = at.epoch + at.index / len(steps)
+        return {Unit.EPOCH: epochs, Unit.BATCH: at.step, Unit.TOKEN: at.tokens, Unit.SECOND: elapsed()}
+
+    looks = schedule.Every(request.eval_interval, passed, pace.progress)
+    saves = schedule.Every(request.save_interval, passed, pace.progress)
+    looks.start(at)
+    saves.start(at)
+    metrics: dict[str, float] = {}
+
+    def agree(*decisions: float) -> list[float]:
+        """What the first process decided: clocks and signals differ between processes, their steps must not."""
+        if world == 1:
+            return list(decisions)
+        values = torch.tensor(decisions, dtype=torch.float64, device=accelerator.device)
+        torch.distributed.broadcast(values, src=0)
+        return values.tolist()
+
+    def look() -> None:
+        """Evaluates, and lets the model answer the prompts."""
+        began, beat = time.monotonic(), partial(report.heartbeat, at.step)
+        if held_out is not None:
+            values = evaluate(loss_module, held_out, accelerator, max_tokens=max_tokens, beat=beat)
+            report.metrics(at.step, values)
+            metrics.update(values)
+        if request.eval_prompts and accelerator.is_main_process:
+            answers = answer_prompts(loss_module, tokenizer, stop_tokens, template, request, accelerator, beat=beat)
+            report.event(
+                EventType.SAMPLES_GENERATED, f"{len(answers)} answers at step {at.step}", step=at.step, samples=answers
+            )
+        at.closing["look"] = time.monotonic() - began
+
+    def save() -> None:
+        began = time.monotonic()
+        if accelerator.is_main_process:
+            path, size = checkpoint.save(
+                folder, at, trainee.trainable, optimizer, same=same, metrics=metrics, keep=request.keep_checkpoints
+            )
+            report.event(
+                EventType.CHECKPOINT_SAVED, f"step {at.step}", step=at.step, path=str(path), bytes=size, metrics=metrics
+            )
+        accelerator.wait_for_everyone()
+        at.closing["save"] = time.monotonic() - began
+
+    def progress() -> dict[str, float | int | str | None]:
+        return {"step": at.step, "total_steps": pace.total_steps(at), "epoch": passed(at)[Unit.EPOCH], "tokens": at.tokens}
+
+    total = pace.total_steps(at)
+    report.event(
+        EventType.TRAIN_STARTED,
+        (f"from step {at.step} on, " if found else "") + f"{request.training_duration}" + (f", {total} steps" if total else ""),
+        **progress(),
+        resumed_from=found and str(found),
+    )
+
+    # ---- train
+    while True:
+        look_due, save_due, stop = agree(looks.due(at) or at.step == 0, saves.due(at), stop_requested())
+        if look_due and not stop and looked_at != at.step:
+            look()
+            looked_at = at.step
+        if (save_due and at.step or stop) and saved_at != at.step:
+            save()
+            saved_at = at.step
+        if stop:
+            report.close()
+            return False
+        finished, share, clock = agree(pace.finished(at), pace.progress_of_step(at), elapsed())
+        if finished:
+            break
+        if at.clock_origin is None:
+            at.clock_origin = clock
+
+        began = time.perf_counter()
+        torch.manual_seed(int(np.random.SeedSequence([request.seed, at.step, rank]).generate_state(1)[0]))
+        rate = schedule.learning_rate(share, peak=peak_rate, shape=request.lr_scheduler, warmup=request.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        examples = steps[at.index]
+        labels = int(data.trained[examples].sum())
+        mine = rank_share(examples, rank, world)
+        # A process without a share still takes part: the others wait for its gradients, which are all 0.
+        groups = micro_batches(mine if len(mine) else examples[:1], data.lengths, max_tokens)
+        sums = torch.zeros(2, device=accelerator.device)
+        for number, group_examples in enumerate(groups, start=1):
+            batch = collate(data, group_examples, labelled=len(mine) > 0).to(accelerator.device)
+            with accelerator.no_sync(model) if number < len(groups) else nullcontext():
+                loss, right = model(batch)
+                # Summed over the whole step, divided once by its labels; DDP divides by `world`, which is undone here.
+                accelerator.backward(loss * (world / labels))
+            sums += torch.stack([loss.detach(), right.float()])
+        sums = accelerator.reduce(sums) if world > 1 else sums
+        norm = torch.nn.utils.clip_grad_norm_(trained, request.max_grad_norm)
+        step_loss, accuracy, grad_norm = torch.cat([sums / labels, norm[None].to(sums)]).tolist()
+        if not (math.isfinite(step_loss) and math.isfinite(grad_norm)):
+            raise _diverged(at.step + 1, step_loss, grad_norm, rate, examples)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        tokens = int(data.lengths[examples].sum())
+        at.step, at.index, at.tokens = at.step + 1, at.index + 1, at.tokens + tokens
+        if at.index == len(steps):
+            at.epoch, at.index = at.epoch + 1, 0
+            steps = epoch_steps(data.lengths, request.batch_size, request.seed, at.epoch)
+        seconds = time.perf_counter() - began
+        at.took(seconds)
+        metrics |= {
+            "loss/train/total": step_loss,
+            "metrics/train/LanguageCrossEntropy": step_loss,
+            "metrics/train/TokenAccuracy": accuracy,
+            "lr": rate,
+            "grad_norm": grad_norm,
+            "throughput/tokens_per_sec": tokens / seconds,
+            "time/step_seconds": seconds,
+            "memory/peak_gib": device.peak_gib(accelerator.device),
+        }
+        report.metrics(at.step, {key: value for key, value in metrics.items() if "/eval/" not in key})
+        report.heartbeat(at.step)
+        if report.update_is_due():
+            left = (pace.total_steps(at) or 0) - at.step
+            report.update(progress(), seconds_left=left * at.step_seconds)
+
+    # ---- finish: what was trained is made safe before it is looked at
+    if saved_at != at.step:
+        save()
+    if looked_at != at.step:
+        look()
+    if accelerator.is_main_process:
+        save_final(
+            folder, trainee, tokenizer, base_name=job.model.name, template=template, stop=stop_tokens, metrics=metrics
+        )
+    accelerator.wait_for_everyone()
+    report.event(EventType.TRAIN_FINISHED, f"{at.step} steps, {at.tokens:,} tokens", **progress(), metrics=metrics)
+    report.close()
+    return True
+
+
+def _guess_closing(trained: list[torch.nn.Parameter], *, look: bool) -> dict[str, float]:
+    """Seconds for what follows the last step, before any of it was measured: AdamW's checkpoint is three times the
+    weights, and writing with digests makes 100 MB/s on a slow disk."""
+    seconds = 4e-8 * sum(parameter.numel() for parameter in trained)
+    return {"save": 0.2 + 3 * seconds, "final": 0.3 + seconds, "look": 1.0 * look}
+
+
+def _diverged(step: int, loss: float, norm: float, rate: float, examples: np.ndarray) -> RequestError:
+    rows = ", ".join(str(int(index)) for index in examples[:8]) + ("…" if len(examples) > 8 else "")
+    return RequestError(
+        f"step {step}: the loss is {loss} and the gradient's norm {norm} at learning rate {rate:.3g}; "
+        "nothing of this step was kept",
+        field="learning_rate",
+        hint=f"lower the learning rate, or look at examples {rows} of the data; the last checkpoint is sound",
+    )

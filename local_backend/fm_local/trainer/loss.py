@@ -1,0 +1,81 @@
+"""Cross-entropy summed over the labelled tokens only, in fp32, never holding all logits at once.
+
+A sum and not a mean: the loop divides by the labelled tokens of the whole optimiser step, over all micro-batches and
+processes, so that the gradient does not depend on how the step was cut up.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that everyone knows
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from fm_local.trainer.batching import MicroBatch
+
+_LOGITS_AT_ONCE = 1 << 26
+"""Elements of the largest block of logits: 256 MiB in fp32."""
+
+
+class TokenLoss(nn.Module):
+    """A causal language model together with its loss, as one module: what DDP wraps and autocast covers.
+
+    `forward(batch)` gives two scalars: the summed cross-entropy (nats, fp32) and the count of right top-1 predictions.
+    """
+
+    def __init__(self, language_model: Any) -> None:
+        super().__init__()
+        self.language_model = language_model
+        self._split = _head_can_be_applied_apart(language_model)
+
+    def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self._split:
+            logits = self.language_model(input_ids=batch.ids, use_cache=False).logits
+            return _cross_entropy(_pick(logits, batch), batch.labels)
+        hidden = _pick(self.language_model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state, batch)
+        head = self.language_model.get_output_embeddings()
+        rows = max(1, _LOGITS_AT_ONCE // self.language_model.config.get_text_config().vocab_size)
+        if len(hidden) <= rows:
+            return _cross_entropy(head(hidden), batch.labels)
+        parts = [
+            # The block's logits are computed again in the backward pass rather than kept.
+            checkpoint(_head_loss, head, h, y, use_reentrant=False, preserve_rng_state=False)
+            for h, y in zip(hidden.split(rows), batch.labels.split(rows), strict=True)
+        ]
+        return sum(p[0] for p in parts), sum(p[1] for p in parts)  # type: ignore[return-value]
+
+
+def _pick(values: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+    flat = values.flatten(0, 1)
+    return flat if len(batch.positions) == len(flat) else flat.index_select(0, batch.positions)
+
+
+def _head_loss(head: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return _cross_entropy(head(hidden), labels)
+
+
+def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = logits.float()
+    right = (logits.detach().argmax(-1) == labels).sum()
+    return F.cross_entropy(logits, labels, reduction="sum"), right
+
+
+@torch.no_grad()
+def _head_can_be_applied_apart(model: Any) -> bool:
+    """Whether head(backbone(ids)) is all that the model does to get its logits. Some models scale or cap them (Gemma 2,
+    Granite, Cohere); those are asked for their own logits. Found by trying, since configurations name it variously."""
+    head = model.get_output_embeddings()
+    if head is None or model.base_model is model:
+        return False
+    was_training = model.training
+    model.eval()
+    try:
+        ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
+        whole = model(input_ids=ids, use_cache=False).logits
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        apart = head(hidden)
+    finally:
+        model.train(was_training)
+    return whole.shape == apart.shape and cast(bool, torch.allclose(whole, apart, rtol=1e-3, atol=1e-4))

@@ -1,0 +1,175 @@
+"""How long the training goes on, how far it is, and the learning rate at that point."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, Protocol
+
+import numpy as np
+
+from fm.duration import Duration, Unit
+from fm_local.trainer.batching import Indices, epoch_steps
+
+Shape = Literal["linear", "cosine", "constant"]
+AUTO_TIMES = 10
+"""How often "auto" intervals fall within the training."""
+_REGISTRATION_SECONDS = 2.0
+"""What a wall-clock budget leaves for the process to end and the agent to register the result."""
+_SAFETY = 1.25
+"""How much longer than measured the work after the last step may take."""
+
+
+def learning_rate(progress: float, *, peak: float, shape: Shape, warmup: float) -> float:
+    """The rate at `progress`, a number in (0, 1): up linearly during the share `warmup`, then down to 0 at 1.
+
+    Steps ask for the middle of their own share of the training, so neither the first nor the last rate is 0.
+    """
+    if progress < warmup:
+        return peak * progress / warmup
+    if shape == "constant":
+        return peak
+    left = min(1.0, (1.0 - progress) / (1.0 - warmup))
+    return peak * max(0.0, left if shape == "linear" else 0.5 * (1.0 - math.cos(math.pi * left)))
+
+
+@dataclass(slots=True)
+class Position:
+    """Where the training stands, before the step that comes next. All of it is in each checkpoint."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    epoch: int = 0
+    index: int = 0
+    """Steps done of `epoch`."""
+    tokens: int = 0
+    """Non-padding tokens seen."""
+    clock_origin: float | None = None
+    """Running seconds that had passed when the first step began."""
+    step_seconds: float = 0.0
+    """A step's length, as a running mean that leans to the longer side."""
+    closing: dict[str, float] = field(default_factory=dict)
+    """Seconds that each thing took, or is guessed to take, that has to be done after the last step."""
+
+    def took(self, seconds: float) -> None:
+        """Takes in the length of the step just done."""
+        weight = 0.5 if seconds > self.step_seconds else 0.1
+        self.step_seconds += weight * (seconds - self.step_seconds) if self.step_seconds else seconds
+
+
+class Pace(Protocol):
+    """When to end, and how far along a position is."""
+
+    def finished(self, at: Position) -> bool: ...
+
+    def progress(self, at: Position) -> float:
+        """Share of the training that is done, from 0 to 1."""
+
+    def progress_of_step(self, at: Position) -> float:
+        """Progress in the middle of the step that starts at `at`."""
+
+    def total_steps(self, at: Position) -> int | None:
+        """Steps of the whole training, as far as that can be known."""
+
+
+@dataclass(frozen=True, slots=True)
+class CountedPace:
+    """A duration in epochs, steps or tokens: all are a number of steps, known beforehand."""
+
+    steps: int
+
+    def finished(self, at: Position) -> bool:
+        return at.step >= self.steps
+
+    def progress(self, at: Position) -> float:
+        return at.step / self.steps
+
+    def progress_of_step(self, at: Position) -> float:
+        return (at.step + 0.5) / self.steps
+
+    def total_steps(self, at: Position) -> int | None:  # noqa: ARG002 - known without asking
+        return self.steps
+
+
+@dataclass(frozen=True, slots=True)
+class ClockPace:
+    """A wall-clock budget. Training ends early enough for what has to follow it, as measured so far in this run."""
+
+    budget: float
+    """Seconds from STARTED to COMPLETED."""
+    elapsed: Callable[[], float]
+    """Seconds of the budget that are spent."""
+
+    def finished(self, at: Position) -> bool:
+        # One step is made in any case: an untrained result would help nobody.
+        return at.step > 0 and self.elapsed() + at.step_seconds > self._end(at)
+
+    def progress(self, at: Position) -> float:
+        return self._share(at, self.elapsed())
+
+    def progress_of_step(self, at: Position) -> float:
+        return self._share(at, self.elapsed() + at.step_seconds / 2)
+
+    def total_steps(self, at: Position) -> int | None:
+        if not at.step_seconds:
+            return None
+        return at.step + max(0, int((self._end(at) - self.elapsed()) / at.step_seconds))
+
+    def _end(self, at: Position) -> float:
+        return self.budget - _SAFETY * sum(at.closing.values()) - _REGISTRATION_SECONDS
+
+    def _share(self, at: Position, elapsed: float) -> float:
+        origin = self.elapsed() if at.clock_origin is None else at.clock_origin
+        span = self._end(at) - origin
+        # In steps that are done the clock has moved: 1 is never reached, so that the last rate is above 0.
+        return min(0.999, max(0.0, (elapsed - origin) / span)) if span > 0 else 0.999
+
+
+def running_seconds(started_at: datetime, elapsed_before: float, now: Callable[[], float]) -> Callable[[], float]:
+    """A clock of the run's running time: what earlier attempts took, and what passed since this one was started."""
+    return lambda: elapsed_before + now() - started_at.timestamp()
+
+
+def steps_of(duration: Duration, lengths: Indices, batch_size: int, seed: int) -> int:
+    """Optimiser steps of a counted duration. For tokens, the last step is the one that reaches the number."""
+    per_epoch = -(-len(lengths) // batch_size)
+    if duration.unit is Unit.BATCH:
+        return duration.value
+    if duration.unit is Unit.EPOCH:
+        return duration.value * per_epoch
+    epochs, rest = divmod(duration.value, int(lengths.sum()))
+    if not rest:
+        return epochs * per_epoch
+    seen = np.cumsum([lengths[step].sum() for step in epoch_steps(lengths, batch_size, seed, epochs)])
+    return epochs * per_epoch + int(np.searchsorted(seen, rest)) + 1
+
+
+@dataclass(slots=True)
+class Every:
+    """Says when an interval has passed once more; "auto" is a tenth of the training."""
+
+    interval: str
+    measure: Callable[[Position], dict[Unit, float]]
+    """A position in each unit."""
+    share: Callable[[Position], float]
+    """`Pace.progress`."""
+    _passed: int = field(default=0)
+
+    def start(self, at: Position) -> None:
+        """Counts from `at`: what lies before it is not due any more."""
+        self._passed = self._count(at)
+
+    def due(self, at: Position) -> bool:
+        """Whether the interval has passed since it was last due."""
+        passed = self._count(at)
+        due = passed > self._passed
+        self._passed = max(passed, self._passed)
+        return due
+
+    def _count(self, at: Position) -> int:
+        if self.interval == "auto":
+            return int(self.share(at) * AUTO_TIMES + 1e-9)
+        duration = Duration.parse(self.interval)
+        return int(self.measure(at)[duration.unit] / duration.value + 1e-9)
