@@ -66,7 +66,7 @@ def test_three_words_name_a_model(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["a", "a.b", "a.b.c.d", "a..c", "../x.y.z", "a.b.c/..", "a.b.%2e", "a.b.c\0", "a.b.ü", "a.b. c", "a.b.-c", "a.b.c\n"],
+    ["a", "a.b", "a.b.c.d", "a..c", "../x.y.z", "a.b.c/..", "a.b.%2e", "a.b.c\0", "a.b.ü", "a.b. c", "a.b.c\n"],
 )
 def test_anything_else_does_not(name: str) -> None:
     with pytest.raises(RequestError):

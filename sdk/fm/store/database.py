@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event
+from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
@@ -41,6 +41,7 @@ class Database:
             current = schema.is_current(schema.applied(connection))
         if not current:
             with self.write() as connection:
+                take_turns(connection, "migrate")
                 schema.migrate(connection)
 
     @property
@@ -76,6 +77,12 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def take_turns(connection: Connection, what: str) -> None:
+    """Makes transactions that name the same `what` wait for each other. On SQLite all writing ones do so anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(what))))
 
 
 def upsert_into(connection: Connection, table: Table) -> Any:

@@ -14,6 +14,7 @@ from fm.backends.base import PAGE_LIMIT, NewRun, RunFilter
 from fm.errors import Conflict, NotFound
 from fm.lifecycle import TERMINAL, EventType, Status
 from fm.names import new_run_id, new_run_name
+from fm.store.database import take_turns
 from fm.store.schema import events, logs, metrics, runs
 from fm.types import Event, LogChunk, MetricRow, Principal, RunRecord
 
@@ -25,6 +26,7 @@ def create(
     connection: Connection, new: NewRun, key: str, who: Principal, now: datetime, *, parent: RunRecord | None = None
 ) -> RunRecord:
     """Stores a run as QUEUED; with a key that has made one before, returns that one."""
+    take_turns(connection, f"create {who.team} {key}")
     same = (runs.c.team == who.team, runs.c.idempotency_key == key)
     if record := connection.execute(select(runs.c.record).where(*same)).scalar():
         return RunRecord.model_validate_json(record)
