@@ -16,7 +16,8 @@ from fm.store import leases, registry
 from fm.store import runs as run_store
 from fm.store.database import Database
 from fm.store.leases import Lease
-from fm.store.schema import agents
+from fm.store.schema import agents, models
+from fm.store.schema import runs as run_table
 from fm.types import Event, LogChunk, MetricRow, ModelVersion, Principal, RunRecord
 
 AGENT_SILENCE = timedelta(seconds=30)
@@ -143,6 +144,13 @@ class RunStore:
                 if version.ref in (run.model.name, run.model.adapter_of and run.model.adapter_of.name):
                     raise Conflict(f"{version.ref} can't be removed: run {run.name} needs it", hint="wait or cancel it")
             return registry.remove(connection, team, ref)
+
+    def in_use(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The ids of all runs, and of all runs that registered a model; of every team."""
+        with self._database.read() as connection:
+            known = frozenset(connection.execute(select(run_table.c.id)).scalars())
+            registered = connection.execute(select(models.c.run_id).where(models.c.run_id.is_not(None))).scalars()
+            return known, frozenset(map(str, registered))
 
     # Agents
 
