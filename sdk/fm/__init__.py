@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from fm.types import LoraConfig as LoraConfig
     from fm.types import TaskType as TaskType
 
-    __version__: str
+__version__ = "0.1.0"
 
 _ERRORS = (
     "Conflict DataChanged DataError DataFault DiskFull FMError HomeError LeaseLost MissingExtra NotFound RequestError "
@@ -117,15 +117,9 @@ if not TYPE_CHECKING:  # else a type checker would accept every name
 
         if name == "testing":
             return importlib.import_module("fm.testing")
-        if name == "__version__":
-            from importlib.metadata import version
-
-            value = version("ftctl")
-        elif name in _MODULE_OF:
-            value = getattr(importlib.import_module(_MODULE_OF[name]), name)
-        else:
+        if name not in _MODULE_OF:
             raise AttributeError(f"module 'fm' has no attribute {name!r}")
-        globals()[name] = value
+        value = globals()[name] = getattr(importlib.import_module(_MODULE_OF[name]), name)
         return value
 
     def __dir__() -> list[str]:

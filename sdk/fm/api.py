@@ -262,7 +262,9 @@ def get_models(*, backend: str | Backend | None = None) -> builtins.list[Availab
 
 
 @overload
-def wait(run: str | Run, timeout: float | None = None, raise_on_failure: bool = True) -> Run: ...
+def wait(  # type: ignore[overload-overlap]  # a text is an iterable of texts too, but here it is one name
+    run: str | Run, timeout: float | None = None, raise_on_failure: bool = True
+) -> Run: ...
 @overload
 def wait(run: Iterable[str | Run], timeout: float | None = None, raise_on_failure: bool = True) -> RunList: ...
 def wait(

@@ -24,9 +24,9 @@ def read_events(run: Run, after: int = 0) -> Iterator[Event]:
         after = page[-1].seq
 
 
-def read_metrics(run: Run, keys: Sequence[str] | None) -> Iterator[MetricRow]:
-    """The figures that there are now."""
-    step = -1
+def read_metrics(run: Run, keys: Sequence[str] | None, after_step: int = -1) -> Iterator[MetricRow]:
+    """The figures of steps above `after_step` that there are now."""
+    step = after_step
     while page := run.backend.runs.metrics(run.id, keys=keys, after_step=step):
         yield from page
         step = page[-1].step
@@ -55,9 +55,8 @@ def follow_events(run: Run) -> Iterator[Event]:
                 time.sleep(run.backend.poll_seconds)
 
 
-def follow_logs(run: Run) -> Iterator[str]:
-    """The run's log as it grows, until the run has ended."""
-    offset = 0
+def follow_logs(run: Run, offset: int = 0) -> Iterator[str]:
+    """The run's log from `offset` on as it grows, until the run has ended."""
     with detached_by_interrupt(run):
         while True:
             # In this order, since the log may grow between the two questions.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 from fm.backends.base import Backend
-from fm.errors import NotFound, RequestError, Unavailable
+from fm.errors import Conflict, NotFound, RequestError, Unavailable
 from fm.plugins import load
 from fm.presets import PRESETS
 from fm.resolve import cached_hub_models, context_length_of, resolve_model
@@ -89,3 +89,16 @@ def _local(ref: ModelRef, backend: Backend) -> Path:
     if ref.path is None:
         raise Unavailable(f"model {ref.name} is not on this machine", hint=f"hf download {ref.name}")
     return Path(ref.path)
+
+
+def export_model(model: str | Path | Run, out: Path, *, merge: bool, backend: Backend) -> Path:
+    """Writes a model to the folder `out` as transformers reads it; with `merge`, an adapter becomes a whole model.
+
+    Raises:
+        Conflict: `out` holds something already.
+    """
+    folder, base = model_folders(model, backend)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Conflict(f"{out} holds something already", hint="name a folder that is empty, or not there yet")
+    load("parts", "export_model")(folder, base, out, merge=merge)
+    return out

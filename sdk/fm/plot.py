@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from fm.display import one_line
 from fm.errors import MissingExtra, NotFound
 from fm.files import atomic_writer
+from fm.progress import TRAIN_LOSS
 
 if TYPE_CHECKING:
     from fm.run import Run
 
-TRAIN_LOSS = "loss/train/total"
 EVAL_LOSS = "metrics/eval/LanguageCrossEntropy"
 _NAMES = {TRAIN_LOSS: "training loss", EVAL_LOSS: "evaluation loss"}
 
@@ -44,15 +44,18 @@ def terminal_plot(run: Run, series: Series, *, size: tuple[int, int] = (80, 22))
     """The curves as text, in colour only if stdout is a terminal."""
     import plotext
 
-    plotext.clear_figure()
-    plotext.theme("clear")
-    plotext.plotsize(*size)
+    figure = plotext.figure
+    figure.clear()
+    figure.plot_size(*size)
     for name, points in series.items():
         steps, values = zip(*points, strict=True)
-        plotext.plot(steps, values, label=name)
-    plotext.title(one_line(run.name))
-    plotext.xlabel("step")
-    text = str(plotext.build())
+        curve = figure.signal(list(steps), list(values))
+        curve.lines()
+        curve.label(name)
+        figure.draw(curve)
+    figure.title(one_line(run.name))
+    figure.label("step")
+    text = str(figure.build())
     return text if sys.stdout.isatty() else str(plotext.uncolorize(text))
 
 

@@ -23,10 +23,7 @@ _BIG = 50_000_000
 """Bytes of data from which on reading them shows a bar."""
 
 
-def loss_of(event: Event) -> float | None:
-    """The training loss that `event` reports."""
-    loss = event.data.get("loss")
-    return float(loss) if isinstance(loss, (int, float)) else None
+TRAIN_LOSS = "loss/train/total"
 
 
 def event_line(event: Event) -> str:
@@ -44,6 +41,8 @@ def show_progress(run: Run) -> Iterator[Callable[[Event], None]]:
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
+    from fm.follow import read_metrics
+
     columns = (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
         TextColumn("{task.fields[facts]}"),
@@ -51,10 +50,13 @@ def show_progress(run: Run) -> Iterator[Callable[[Event], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
         task = bar.add_task(_title(run), total=None, facts="")
 
+        step, loss = -1, ""
+
         def show(event: Event) -> None:
-            facts = []
-            if (loss := loss_of(event)) is not None:
-                facts.append(f"loss {loss:.4f}")
+            nonlocal step, loss
+            for row in read_metrics(run, [TRAIN_LOSS], step) if event.type is EventType.TRAIN_UPDATED else ():
+                step, loss = row.step, f"loss {row.values[TRAIN_LOSS]:.4f}"
+            facts = [loss] if loss else []
             if eta := run.formatted_eta:
                 facts.append(f"{eta} left")
             if event.type is not EventType.TRAIN_UPDATED:
