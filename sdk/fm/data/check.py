@@ -126,27 +126,38 @@ def verify(source: Source, recorded: DataRef) -> None:
         DataChanged: it is not.
     """
     if digest(source).digest != recorded.digest:
-        raise DataChanged(
-            f"{source.name} is not what it was when the run was created",
-            hint="create a new run on the data as it is now, or bring the old data back and use `ftctl runs rerun`",
-        )
+        raise _changed(source)
 
 
-def read_examples(source: Source, task_type: TaskType) -> Iterator[tuple[str, int, Example]]:
+def read_examples(
+    source: Source, task_type: TaskType, *, recorded: DataRef | None = None
+) -> Iterator[tuple[str, int, Example]]:
     """The rows as ``(file, line, example)``.
 
     Raises:
         DataError: a row is wrong, after all: `check` was left out (`validate_inputs=False`).
+        DataChanged: at the end, the data that was read is not what `recorded` names.
     """
-    for item in source.raw():
-        if isinstance(item, DataFault):
-            raise _data_error(source, [item], 1)
-        file, line, value = item
-        if not fits(value, task_type):
-            faults = find_faults(value, task_type, file, line)
-            if faults:
-                raise _data_error(source, faults, 1)
-        yield file, line, example_of(value, task_type)
+    with _Digester(source.bytes, None) as digester:
+        for number, item in enumerate(source.raw(digester if recorded else None)):
+            if isinstance(item, DataFault):
+                raise _data_error(source, [item], 1)
+            file, line, value = item
+            if not fits(value, task_type):
+                if number == 0:
+                    _refuse_other_type(source, value, task_type)
+                if faults := find_faults(value, task_type, file, line):
+                    raise _data_error(source, faults, 1)
+            yield file, line, example_of(value, task_type)
+        if recorded and digester.finish(source) != recorded.digest:
+            raise _changed(source)
+
+
+def _changed(source: Source) -> DataChanged:
+    return DataChanged(
+        f"{source.name} is not what it was when the run was created",
+        hint="create a new run on the data as it is now, or bring the old data back and use `ftctl runs rerun`",
+    )
 
 
 def _refuse_other_type(source: Source, value: Any, task_type: TaskType) -> None:

@@ -82,7 +82,7 @@ def read_json(path: Path, name: str, tap: Tap | None) -> Iterator[Raw | DataFaul
 
 
 def read_text(path: Path, name: str, tap: Tap | None) -> Iterator[Raw | DataFault]:
-    """The file as one document; above `TEXT_PIECE` bytes, several, split at blank lines, at the latest at twice that."""
+    """The file as one document; above `TEXT_PIECE` bytes, several, split at blank lines, or at twice that."""
     with _open(path, tap) as file:
         lines: list[str] = []
         start, size = 1, 0

@@ -255,10 +255,13 @@ def example_of(value: Any, task_type: TaskType) -> Example:
     if task_type is TaskType.CHAT_COMPLETION:
         messages = [dict(message) for message in row["messages"]]
         for message in messages:
-            if message.get("content") is None:
-                message["content"] = ""
-            if "tool_calls" in message:
-                message["tool_calls"] = plain(message["tool_calls"])
+            if len(message) > 2 or "tool_calls" in message:
+                # Templates take a key that is null for one that is set.
+                calls = plain(message.pop("tool_calls", None))
+                for key in [key for key, item in message.items() if item is None]:
+                    del message[key]
+                message.setdefault("content", "")
+                message |= {"tool_calls": calls} if calls else {}
         return Chat(messages, plain(row["tools"]) if row.get("tools") else None)
     if task_type is TaskType.INSTRUCTION_FINETUNE:
         return Instruction(row["prompt"], row["response"] if "response" in row else row["completion"])
