@@ -122,7 +122,7 @@ _STATUS_AFTER = {
 _ALLOWED_FROM = {
     EventType.CREATED: {Status.PENDING},
     EventType.CLAIMED: {Status.QUEUED},
-    EventType.TRAIN_STARTED: {Status.STARTING, Status.RUNNING},
+    EventType.TRAIN_STARTED: ACTIVE,
     EventType.CANCEL_REQUESTED: ACTIVE,
     EventType.REQUEUED: {Status.STARTING, Status.RUNNING},
     EventType.COMPLETED: ACTIVE,

@@ -13,7 +13,7 @@ from typing import Any
 
 from fm.agent import processes, registration
 from fm.agent.ingest import Cursor, News, read_news
-from fm.errors import DiskFull
+from fm.errors import Conflict, DiskFull
 from fm.job import EXIT_DISK_FULL, EXIT_STOPPED, Job, Stage
 from fm.launching import Launcher, Life
 from fm.layout import StageFolder, Storage
@@ -84,7 +84,9 @@ class Worker:
     # Starting a stage
 
     def _begin(self) -> None:
-        if prepared := self._prepared():
+        if self._current_status() is Status.TERMINATING:
+            self._end(EventType.CANCELED, "cancelled before it started")
+        elif prepared := self._prepared():
             self._begin_training(prepared)
         else:
             shutil.rmtree(self._folder.check.path, ignore_errors=True)
@@ -234,13 +236,14 @@ class Worker:
         return max(0.0, (end - self._run.attempt_started_at).total_seconds())
 
     def _requeue(self, reason: str, *, wait: timedelta | None = None, counts_as_attempt: bool = False) -> None:
-        if self._current_status() is Status.TERMINATING:
-            self._end(EventType.CANCELED, "cancelled; " + self._progress())
-            return
         now = self._store.clock.now()
         data = {"counts_as_attempt": counts_as_attempt, "ran_seconds": self._last_sign_of_life()}
         event = Event(type=EventType.REQUEUED, time=now, message=reason, data=data)
-        self._run = self._store.save(self.lease, new_events=[event], not_before=now + wait if wait else None)
+        try:
+            self._run = self._store.save(self.lease, new_events=[event], not_before=now + wait if wait else None)
+        except Conflict:
+            # Somebody has asked for its end: it does not go back to the queue.
+            self._end(EventType.CANCELED, "cancelled; " + self._progress())
 
     def _last_sign_of_life(self) -> float:
         """Seconds from the attempt's start to the last file that its process wrote: downtime is not training time."""
