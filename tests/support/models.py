@@ -22,9 +22,11 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from fm.files import seal
 from fm.job import Job
 from fm.layout import RunFolder, StageFolder, Storage
 from fm.types import DataRef, ModelRef, TrainRequest
+from fm_local.prepare.shards import ShardWriter, making
 
 VOCABULARY = 259
 """256 bytes, the end of a sequence, and the two ends of a chat's turn."""
@@ -43,7 +45,9 @@ def tokenizer(folder: Path) -> Path:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=inner, eos_token="<|eos|>", pad_token="<|eos|>",
+        tokenizer_object=inner,
+        eos_token="<|eos|>",
+        pad_token="<|eos|>",
         additional_special_tokens=["<|turn|>", "<|end|>"],
     )
     fast.chat_template = CHAT_TEMPLATE
@@ -56,21 +60,41 @@ def model(family: str, folder: Path, *, seed: int = 3, tied: bool = False, dropo
     """A model of about 50,000 parameters with random weights, saved in `folder`. `family`: llama, qwen2 or gpt2."""
     torch.manual_seed(seed)
     common: dict[str, Any] = {
-        "vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": EOS, "tie_word_embeddings": tied,
+        "vocab_size": VOCABULARY,
+        "bos_token_id": None,
+        "eos_token_id": EOS,
+        "tie_word_embeddings": tied,
     }
     if family == "gpt2":
-        made = GPT2LMHeadModel(GPT2Config(
-            n_positions=128, n_embd=32, n_layer=2, n_head=2, resid_pdrop=dropout, embd_pdrop=dropout,
-            attn_pdrop=dropout, **common,
-        ))
+        made = GPT2LMHeadModel(
+            GPT2Config(
+                n_positions=128,
+                n_embd=32,
+                n_layer=2,
+                n_head=2,
+                resid_pdrop=dropout,
+                embd_pdrop=dropout,
+                attn_pdrop=dropout,
+                **common,
+            )
+        )
     else:
         config, kind = {
-            "llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+            "llama": (LlamaConfig, LlamaForCausalLM),
+            "qwen2": (Qwen2Config, Qwen2ForCausalLM),
         }[family]
-        made = kind(config(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-            max_position_embeddings=128, attention_dropout=dropout, **common,
-        ))
+        made = kind(
+            config(
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                max_position_embeddings=128,
+                attention_dropout=dropout,
+                **common,
+            )
+        )
     # Larger than the usual initialisation, so that a wrong gradient shows.
     with torch.no_grad():
         for parameter in made.parameters():
@@ -93,17 +117,27 @@ def examples(count: int, *, seed: int = 0, longest: int = 40) -> list[Example]:
 
 def write_shard(storage: Storage, rows: Sequence[Example]) -> str:
     """Tokenised data as the check leaves it; returns its digest."""
-    from fm_local.prepare.shards import write
-
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
     if not storage.shard(digest).exists():
-        write(storage.shard(digest), [(np.array(ids, dtype=np.int64), np.array(mask)) for ids, mask in rows])
+        with making(storage, digest) as temporary:
+            writer = ShardWriter(temporary, vocabulary=VOCABULARY, masked=True)
+            writer.write([(np.array(ids), np.array(mask, dtype=np.uint8)) for ids, mask in rows])
+            writer.close()
+            seal(temporary, dtype=str(writer.dtype))
     return digest
 
 
 def make_job(
-    root: Path, *, rows: Sequence[Example], held_out: Sequence[Example] = (), base: ModelRef | Path, attempt: int = 1,
-    started_at: datetime | None = None, elapsed: float = 0.0, resume_from: Sequence[Path] = (), **request: Any,
+    root: Path,
+    *,
+    rows: Sequence[Example],
+    held_out: Sequence[Example] = (),
+    base: ModelRef | Path,
+    attempt: int = 1,
+    started_at: datetime | None = None,
+    elapsed: float = 0.0,
+    resume_from: Sequence[Path] = (),
+    **request: Any,
 ) -> tuple[Job, StageFolder]:
     """A job for the trainer below storage root `root`, written into its attempt's folder."""
     storage = Storage(root)
@@ -113,19 +147,37 @@ def make_job(
     data = DataRef(path="data.jsonl", digest="0", bytes=1)
     ref = base if isinstance(base, ModelRef) else ModelRef(kind="path", name=str(base), path=str(base))
     values = {
-        "model": ref.name, "train_data_path": "data.jsonl", "task_type": "INSTRUCTION_FINETUNE", "batch_size": 4,
-        "training_duration": "2ep", "method": "full", "precision": "fp32", "learning_rate": 1e-3, **request,
+        "model": ref.name,
+        "train_data_path": "data.jsonl",
+        "task_type": "INSTRUCTION_FINETUNE",
+        "batch_size": 4,
+        "training_duration": "2ep",
+        "method": "full",
+        "precision": "fp32",
+        "learning_rate": 1e-3,
+        **request,
     }
     job = Job(
-        stage="train", run_id="run-0", run_name="test", attempt=attempt, request=TrainRequest.build(values), model=ref,
-        train_data=data, eval_data=data if held_out else None, storage_root=str(root),
+        stage="train",
+        run_id="run-0",
+        run_name="test",
+        attempt=attempt,
+        request=TrainRequest.build(values),
+        model=ref,
+        train_data=data,
+        eval_data=data if held_out else None,
+        storage_root=str(root),
         prepared={
             "train": {"shard": write_shard(storage, rows)},
             "eval": {"shard": write_shard(storage, held_out)} if held_out else None,
-            "counts": {}, "eval_counts": None, "tokenizer": str(words),
-            "model_path": None if ref.kind == "preset" else ref.path, "context_length": 128,
+            "counts": {},
+            "eval_counts": None,
+            "tokenizer": str(words),
+            "model_path": None if ref.kind == "preset" else ref.path,
+            "context_length": 128,
         },
-        started_at=started_at or datetime.now(UTC), elapsed_seconds=elapsed,
+        started_at=started_at or datetime.now(UTC),
+        elapsed_seconds=elapsed,
         resume_from=tuple(str(path) for path in resume_from),
     )
     folder = RunFolder(root / "runs" / "run-0").attempt(attempt)
@@ -141,3 +193,13 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def events(folder: StageFolder, type: str) -> list[dict[str, Any]]:
     """What the trainer reported as `type`: the events' data."""
     return [line["data"] for line in lines(folder.events) if line["type"] == type]
+
+
+def run(job: Job, folder: StageFolder, **options: Any) -> bool:
+    """Trains in this process. accelerate keeps its state for the whole process, so it is made to forget it."""
+    from accelerate.state import AcceleratorState
+
+    from fm_local.trainer.loop import train
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return train(job, folder, **options)

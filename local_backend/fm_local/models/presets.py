@@ -11,7 +11,7 @@ from fm.presets import Preset
 
 
 def build(preset: Preset, *, vocab_size: int, seed: int) -> Any:
-    """A Llama of `preset`'s shape in fp32, its embeddings sized for the tokenizer; the same seed gives the same weights.
+    """A Llama of `preset`'s shape in fp32, embeddings sized for the tokenizer; the same seed gives the same weights.
 
     Args:
         vocab_size: tokens of the tokenizer trained on the run's data; at most the preset's own size, usually equal.

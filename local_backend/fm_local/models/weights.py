@@ -26,7 +26,9 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     except SafetensorError as error:
         # The library reports the operating system's error as text.
         if "os error 28" in str(error) or "os error 122" in str(error):
-            raise DiskFull(f"no space left while writing {path}", hint="free some space, then resume the run") from error
+            raise DiskFull(
+                f"no space left while writing {path}", hint="free some space, then resume the run"
+            ) from error
         raise
 
 
@@ -47,7 +49,9 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         try:
             tensors |= load_file(file)
         except SafetensorError as error:
-            raise RequestError(f"{file} can't be read as safetensors: {error}", hint="copy or download it again") from None
+            raise RequestError(
+                f"{file} can't be read as safetensors: {error}", hint="copy or download it again"
+            ) from None
     return tensors
 
 

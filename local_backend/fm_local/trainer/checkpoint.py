@@ -30,8 +30,14 @@ Named = Mapping[str, torch.nn.Parameter]
 
 
 def save(
-    folder: StageFolder, at: Position, trainable: Named, optimizer: torch.optim.Optimizer,
-    *, same: Mapping[str, Any], metrics: Mapping[str, float], keep: int,
+    folder: StageFolder,
+    at: Position,
+    trainable: Named,
+    optimizer: torch.optim.Optimizer,
+    *,
+    same: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    keep: int,
 ) -> tuple[Path, int]:
     """Writes the checkpoint after step `at.step`, whole or not at all, and removes those before the last `keep`.
 

@@ -40,7 +40,7 @@ def open_accelerator(request: TrainRequest, folder: StageFolder) -> Accelerator:
 
 
 def pick_precision(request: TrainRequest) -> str:
-    """"bf16" or "fp32": as asked, or bf16 where the machine multiplies it in hardware (1.7 to 2.4 times fp32's speed
+    """ "bf16" or "fp32": as asked, or bf16 where the machine multiplies it in hardware (1.7 to 2.4 times fp32's speed
     on a CPU with AVX512-BF16)."""
     if request.precision != "auto":
         return request.precision
@@ -67,7 +67,7 @@ def micro_batch_tokens(device: torch.device) -> int:
 
 
 def needs_activation_checkpointing(device: torch.device, parameters: int) -> bool:
-    """Whether activations are computed again in the backward pass: on an accelerator's memory, from 1B parameters on."""
+    """Whether activations are computed again in the backward pass: from 1B parameters on, where memory is dear."""
     return device.type != "cpu" and parameters >= 1_000_000_000
 
 

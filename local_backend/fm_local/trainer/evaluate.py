@@ -12,9 +12,11 @@ import torch
 from accelerate import Accelerator
 
 from fm.types import TaskType, TrainRequest
-from fm_local.models.generating import SAMPLE_TOKENS, continue_tokens
+from fm_local.models.generating import continue_tokens, prompt_tokens
 from fm_local.trainer.batching import Examples, collate, micro_batches, rank_share
 from fm_local.trainer.loss import TokenLoss
+
+_SAMPLE_TOKENS = 100
 
 
 @contextmanager
@@ -70,22 +72,19 @@ def answer_prompts(
     samples = []
     with _evaluating(loss), accelerator.autocast():
         for number, prompt in enumerate(request.eval_prompts):
-            ids = prompt_tokens(tokenizer, prompt, template=template if chat else None)
+            ids = prompt_tokens(tokenizer, [{"role": "user", "content": prompt}] if chat else prompt, template)
             tokens, ended = continue_tokens(
-                loss.language_model, ids, stop=stop, pad=tokenizer.pad_token_id or 0, max_new_tokens=SAMPLE_TOKENS,
-                temperature=1.0, top_k=50, top_p=0.95, seed=request.seed + number,
+                loss.language_model,
+                ids,
+                stop=stop,
+                max_new_tokens=_SAMPLE_TOKENS,
+                temperature=1.0,
+                top_k=50,
+                top_p=0.95,
+                seed=request.seed + number,
             )
-            samples.append({"prompt": prompt, "answer": tokenizer.decode(tokens, skip_special_tokens=True), "ended": ended})
+            samples.append(
+                {"prompt": prompt, "answer": tokenizer.decode(tokens, skip_special_tokens=True), "ended": ended}
+            )
             beat()
     return samples
-
-
-def prompt_tokens(tokenizer: Any, prompt: str, *, template: str | None) -> list[int]:
-    """The ids that a model is shown for `prompt`: as the user's turn of a chat if there is a template, else as it is."""
-    if template is None:
-        return list(tokenizer(prompt)["input_ids"])
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], chat_template=template, tokenize=False, add_generation_prompt=True
-    )
-    # The template writes all special tokens itself; adding them again would give two beginnings.
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -17,7 +17,13 @@ from fm_local.trainer.methods import Trainee
 
 
 def save_final(
-    folder: StageFolder, trainee: Trainee, tokenizer: Any, *, base_name: str, template: str | None, stop: Sequence[int],
+    folder: StageFolder,
+    trainee: Trainee,
+    tokenizer: Any,
+    *,
+    base_name: str,
+    template: str | None,
+    stop: Sequence[int],
     metrics: Mapping[str, float],
 ) -> Path:
     """Writes ``final/``, whole or not at all. A fully trained model is converted to its saved format by this."""

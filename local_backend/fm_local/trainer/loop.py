@@ -78,7 +78,8 @@ def train(
     # ---- model
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     trainee = prepare_model(job, len(tokenizer), precision=precision, device=accelerator.device)
-    loss_module = TokenLoss(trainee.language_model)
+    with accelerator.autocast():
+        loss_module = TokenLoss(trainee.language_model)
     model = accelerator.prepare_model(loss_module)
     optimizer = make_optimizer(request.optimizer, trainee.trainable, request.weight_decay)
     trained = list(trainee.trainable.values())
@@ -119,9 +120,7 @@ def train(
     if request.duration.is_clock:
         pace = schedule.ClockPace(request.duration.value, elapsed)
     else:
-        pace = schedule.CountedPace(
-            schedule.steps_of(request.duration, data.lengths, request.batch_size, request.seed)
-        )
+        pace = schedule.CountedPace(schedule.steps_of(request.duration, data.lengths, request.batch_size, request.seed))
 
     def passed(at: schedule.Position) -> dict[Unit, float]:
         epochs = at.epoch + at.index / len(steps)
@@ -168,12 +167,19 @@ def train(
         at.closing["save"] = time.monotonic() - began
 
     def progress() -> dict[str, float | int | str | None]:
-        return {"step": at.step, "total_steps": pace.total_steps(at), "epoch": passed(at)[Unit.EPOCH], "tokens": at.tokens}
+        return {
+            "step": at.step,
+            "total_steps": pace.total_steps(at),
+            "epoch": passed(at)[Unit.EPOCH],
+            "tokens": at.tokens,
+        }
 
     total = pace.total_steps(at)
     report.event(
         EventType.TRAIN_STARTED,
-        (f"from step {at.step} on, " if found else "") + f"{request.training_duration}" + (f", {total} steps" if total else ""),
+        (f"from step {at.step} on, " if found else "")
+        + f"{request.training_duration}"
+        + (f", {total} steps" if total else ""),
         **progress(),
         resumed_from=found and str(found),
     )
@@ -184,7 +190,7 @@ def train(
         if look_due and not stop and looked_at != at.step:
             look()
             looked_at = at.step
-        if (save_due and at.step or stop) and saved_at != at.step:
+        if ((save_due and at.step) or stop) and saved_at != at.step:
             save()
             saved_at = at.step
         if stop:

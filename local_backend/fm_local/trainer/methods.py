@@ -12,7 +12,13 @@ import torch
 from fm.errors import RequestError
 from fm.job import Job
 from fm.presets import PRESETS
-from fm_local.models.load import is_adapter, load_causal_lm, load_custom_weights, read_adapter_config
+from fm_local.models.load import (
+    is_adapter,
+    load_causal_lm,
+    load_custom_weights,
+    read_adapter_config,
+    saved_dtype_of,
+)
 from fm_local.models.presets import build
 from fm_local.models.weights import load_tensors
 from fm_local.trainer.device import needs_activation_checkpointing
@@ -55,7 +61,8 @@ def prepare_model(job: Job, vocab_size: int, *, precision: str, device: torch.de
     if job.model.kind == "preset":
         if lora:
             raise RequestError(
-                f"{job.model.name} has random weights, on which an adapter has nothing to build", field="method",
+                f"{job.model.name} has random weights, on which an adapter has nothing to build",
+                field="method",
                 hint="train it with method='full'; LoRA then suits the model that comes out",
             )
         model = build(PRESETS[job.model.name], vocab_size=vocab_size, seed=job.request.seed)
@@ -63,13 +70,14 @@ def prepare_model(job: Job, vocab_size: int, *, precision: str, device: torch.de
     else:
         assert base is not None, "resolved models have a folder by the time they are trained"
         model = load_causal_lm(base, dtype=frozen_dtype if lora else torch.float32)
-        saved_dtype = getattr(torch, str(read_dtype(base)), torch.float32)
+        saved_dtype = saved_dtype_of(base)
     if job.request.custom_weights_path:
         load_custom_weights(model, Path(job.request.custom_weights_path))
     if vocab_size > model.get_input_embeddings().num_embeddings:
         raise RequestError(
             f"the tokenizer of {job.model.name} has {vocab_size} tokens, its embeddings "
-            f"{model.get_input_embeddings().num_embeddings}", field="model",
+            f"{model.get_input_embeddings().num_embeddings}",
+            field="model",
             hint="resize the embeddings and save the model anew, or use the tokenizer that it was trained with",
         )
     model.config.use_cache = False
@@ -81,19 +89,12 @@ def prepare_model(job: Job, vocab_size: int, *, precision: str, device: torch.de
     if lora:
         peft_model = _add_adapter(model, job, adapter)
     elif adapter:
-        raise RequestError(f"{job.model.name} is an adapter, which method='full' can't train", field="method",
-                           hint=_MERGE_FIRST)
+        raise RequestError(
+            f"{job.model.name} is an adapter, which method='full' can't train", field="method", hint=_MERGE_FIRST
+        )
     model.train().to(device)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return Trainee(model, peft_model, trainable, job.model.kind == "preset", saved_dtype)
-
-
-def read_dtype(folder: Path) -> str:
-    """The number format that a saved model's configuration names; float32 if it names none."""
-    import json
-
-    config = json.loads((folder / "config.json").read_text())
-    return str(config.get("dtype") or config.get("torch_dtype") or "float32")
 
 
 def _folders(job: Job) -> tuple[Path | None, Path | None]:
@@ -115,7 +116,10 @@ def _add_adapter(model: Any, job: Job, existing: Path | None) -> Any:
 
     lora = job.request.lora
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        task_type="CAUSAL_LM",
         target_modules=lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules),
     )
     torch.manual_seed(job.request.seed)
@@ -123,7 +127,9 @@ def _add_adapter(model: Any, job: Job, existing: Path | None) -> Any:
         peft_model = get_peft_model(model, config)
     except ValueError as error:
         names = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
-        raise RequestError(f"lora.target_modules: {error}", field="lora", hint=f"linear layers: {', '.join(names)}") from None
+        raise RequestError(
+            f"lora.target_modules: {error}", field="lora", hint=f"linear layers: {', '.join(names)}"
+        ) from None
     for module in peft_model.modules():
         # Autocast converts the adapter's weights; converting its input as well would keep an fp32 copy of each.
         if hasattr(module, "cast_input_dtype_enabled"):
@@ -148,15 +154,22 @@ def _check_same_shape(peft_model: Any, alpha: float, existing: Path, weights: Ma
         raise RequestError(
             f"the adapter in {existing} has another shape (rank {config.get('r')}, alpha {config.get('lora_alpha')}, "
             f"layers {', '.join(sorted(config.get('target_modules') or []))}) than the request asks for",
-            field="lora", hint=f"give the same shape in lora= to continue it, or {_MERGE_FIRST}",
+            field="lora",
+            hint=f"give the same shape in lora= to continue it, or {_MERGE_FIRST}",
         )
 
 
-def make_optimizer(name: str, trainable: Mapping[str, torch.nn.Parameter], weight_decay: float) -> torch.optim.Optimizer:
+def make_optimizer(
+    name: str, trainable: Mapping[str, torch.nn.Parameter], weight_decay: float
+) -> torch.optim.Optimizer:
     """The request's optimiser. Weight decay spares biases and norms, which hold no direction to decay."""
     matrices = [p for p in trainable.values() if p.dim() >= 2]
     others = [p for p in trainable.values() if p.dim() < 2]
-    groups = [{"params": params, "weight_decay": decay} for params, decay in ((matrices, weight_decay), (others, 0.0)) if params]
+    groups = [
+        {"params": params, "weight_decay": decay}
+        for params, decay in ((matrices, weight_decay), (others, 0.0))
+        if params
+    ]
     if name == "adafactor":
         from transformers.optimization import Adafactor
 

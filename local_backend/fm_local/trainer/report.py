@@ -30,7 +30,9 @@ class Report:
                 key: value if isinstance(value, str | int | float | bool) else json.dumps(value)
                 for key, value in job.request.model_dump(mode="json").items()
             }
-            accelerator.init_trackers((job.request.experiment_path.strip("/") or "ftctl").replace("/", "-"), config=flat)
+            accelerator.init_trackers(
+                (job.request.experiment_path.strip("/") or "ftctl").replace("/", "-"), config=flat
+            )
 
     def event(self, type: EventType, message: str, **data: Any) -> None:
         if self._reporter:

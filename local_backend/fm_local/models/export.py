@@ -1,0 +1,101 @@
+"""A registered model as a folder that transformers, vLLM and others load without ftctl."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fm.errors import Conflict, FMError
+from fm.files import disk_errors, make_private, seal, sync_folder, write_json
+from fm.layout import MANIFEST
+from fm_local.models.load import ADAPTER_CONFIG, is_adapter, load_adapted, saved_dtype_of
+
+_MOST_DIVERGENCE = 1e-3
+"""Largest difference of any logit between merged and unmerged, in fp32, as a share of the largest logit."""
+_WEIGHTS = (".safetensors", ".safetensors.index.json")
+
+
+class MergeError(FMError):
+    """Merging changed what the model computes; nothing was written."""
+
+
+def export(model_path: Path, base_path: Path | None, out: Path, *, merge: bool) -> Path:
+    """Writes the model in `model_path` to the new folder `out`, whole or not at all.
+
+    A whole model is copied. An adapter is copied with the path of its base in its configuration, or with `merge` made
+    one with its base, in the base's own number format; the merged model is compared with the unmerged one first.
+
+    Raises:
+        Conflict: `out` exists and is not empty.
+        RequestError: the base is missing, or does not fit.
+        MergeError: the merged model computes something else.
+        DiskFull: nothing of `out` remains.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise Conflict(f"{out} exists already", hint="give a new folder, or remove that one")
+    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with disk_errors(out):
+            make_private(temporary)
+            adapter = is_adapter(model_path)
+            skipped = {MANIFEST} | ({ADAPTER_CONFIG} if merge else set())
+            for file in sorted(model_path.iterdir()):
+                if file.name not in skipped and not (adapter and merge and file.name.endswith(_WEIGHTS)):
+                    shutil.copyfile(file, temporary / file.name)
+            if adapter and merge:
+                _merge(model_path, base_path, temporary)
+            elif adapter and base_path is not None:
+                config = json.loads((model_path / ADAPTER_CONFIG).read_text())
+                write_json(temporary / ADAPTER_CONFIG, config | {"base_model_name_or_path": str(base_path)})
+            seal(temporary, kind="adapter" if adapter and not merge else "full")
+            temporary.replace(out)
+            sync_folder(out.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return out
+
+
+def _merge(adapter_path: Path, base_path: Path | None, out: Path) -> None:
+    model = load_adapted(adapter_path, base_path, dtype=torch.float32).eval()
+    before = _logits(model)
+    _untie_if_adapted(model)
+    merged = model.merge_and_unload()
+    after = _logits(merged)
+    worst = ((after - before).abs().max() / before.abs().max().clamp_min(1e-6)).item()
+    if not worst <= _MOST_DIVERGENCE:
+        raise MergeError(
+            f"merging {adapter_path} changed its logits by up to {worst:.2%}",
+            hint="export without merge, and report this",
+        )
+    generation = out / "generation_config.json"
+    tuned = generation.read_bytes() if generation.exists() else None
+    assert base_path is not None, "load_adapted refuses an adapter without its base"
+    merged.to(saved_dtype_of(base_path)).save_pretrained(out)
+    if tuned is not None:
+        # The base's own would not stop at the end of a turn that the adapter was taught.
+        generation.write_bytes(tuned)
+
+
+def _untie_if_adapted(model: Any) -> None:
+    """Gives head and embeddings weights of their own if only one of them has an adapter, which merging adds to it."""
+    whole = model.get_base_model()
+    head, embeddings = whole.get_output_embeddings(), whole.get_input_embeddings()
+    adapted = [hasattr(layer, "base_layer") for layer in (head, embeddings)]
+    if not (whole.config.get_text_config().tie_word_embeddings and any(adapted)):
+        return
+    layer = head.base_layer if adapted[0] else head
+    layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+    whole.config.get_text_config().tie_word_embeddings = False
+
+
+@torch.no_grad()
+def _logits(model: Any) -> torch.Tensor:
+    ids = torch.arange(32, device=model.device)[None] * 7 % model.config.get_text_config().vocab_size
+    logits: torch.Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits.float()
