@@ -22,7 +22,7 @@ class Preset:
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("fm/tiny-llama", "Tiny Llama (random weights)", 2048, 256, 704, 4, 4, 512),
+        Preset("fm/tiny-llama", "Tiny Llama (random weights)", 1024, 128, 352, 3, 4, 512),
         Preset("fm/nano-llama", "Nano Llama (random weights, for tests)", 384, 64, 176, 2, 2, 256),
     )
 }
