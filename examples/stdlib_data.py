@@ -31,8 +31,8 @@ _SKIPPED = {"antigravity", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "sit
 _PUBLIC_NAME = {"_pydatetime": "datetime", "_pydecimal": "decimal", "_pyio": "io"}
 """Modules whose source, on some versions of Python, lies in a private file."""
 _HELD_OUT_IN = 25
-_LONGEST_SUMMARY = 160
-_LONGEST_SIGNATURE = 100
+_LONGEST_SUMMARY = 120
+_LONGEST_SIGNATURE = 80
 _LONGEST_EXAMPLE = 240
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`'\"(])")
 _SIGNATURE_LINE = re.compile(r"[\w.]+\(.*\)\s*(?:->.*|--.*|=>.*|:.*)?")
@@ -48,7 +48,7 @@ class Documented:
     kind: str
     """module, class, function or method."""
     signature: str
-    """As ``json.dumps(obj, *, indent=None)``; empty for a module or a property."""
+    """As ``(obj, *, indent=None)``; empty for a module or a property."""
     docstring: str
     summary: str
     """Its first sentence."""
@@ -101,7 +101,7 @@ def _in_body(module: str, parent: str, body: Iterable[ast.stmt], *, inside_class
         elif isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name[0] != "_":
             name = f"{parent}.{node.name}"
             kind = "class" if isinstance(node, ast.ClassDef) else "method" if inside_class else "function"
-            if found := _document(name, module, kind, _signature(name, node, inside_class=inside_class), node):
+            if found := _document(name, module, kind, _signature(node, inside_class=inside_class), node):
                 yield found
             if isinstance(node, ast.ClassDef):
                 yield from _in_body(module, name, node.body, inside_class=True)
@@ -144,20 +144,18 @@ def _example(docstring: str) -> str:
     return ""
 
 
-def _signature(
-    name: str, node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, *, inside_class: bool
-) -> str:
+def _signature(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, *, inside_class: bool) -> str:
     """How it is called, without ``self``; a class is called as its ``__init__``."""
     if isinstance(node, ast.ClassDef):
         inits = [item for item in node.body if isinstance(item, ast.FunctionDef) and item.name == "__init__"]
-        return _signature(name, inits[0], inside_class=True) if inits else ""
+        return _signature(inits[0], inside_class=True) if inits else ""
     decorators = {ast.unparse(decorator) for decorator in node.decorator_list}
     if any("property" in decorator or decorator.endswith((".setter", ".deleter")) for decorator in decorators):
         return ""
     arguments = ast.unparse(node.args)
     if inside_class and "staticmethod" not in decorators:
         arguments = re.sub(r"^\w+(?:, /)?(?:, |$)", "", arguments)
-    return f"{name}({arguments})"
+    return f"({arguments})"
 
 
 def pairs(objects: Iterable[Documented]) -> Iterator[dict[str, str]]:
@@ -200,7 +198,7 @@ def text(objects: Iterable[Documented]) -> dict[str, str]:
     """A document for each module, in order: signatures and whole docstrings."""
     documents: dict[str, list[str]] = {}
     for item in objects:
-        documents.setdefault(item.module, []).append(f"{item.signature or item.name}\n{item.docstring}\n")
+        documents.setdefault(item.module, []).append(f"{item.name}{item.signature}\n{item.docstring}\n")
     return {module: "\n".join(paragraphs) for module, paragraphs in documents.items()}
 
 

@@ -1,0 +1,49 @@
+# `make demo` and `make test` need make and Python 3.11 or newer; the rest is installed into .venv.
+
+VENV  ?= .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# The first Python that is new enough. A name that is only a shim fails when it is called, and is passed over.
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	if $$python -c '$(NEW_ENOUGH)' 2>/dev/null; then echo $$python; break; fi; done)
+
+.PHONY: help venv demo test lint bench prove clean
+
+help:
+	@echo 'make demo    install, then train, tune and try a tiny model on this machine (some minutes)'
+	@echo 'make test    install, then run every check and test'
+	@echo 'make lint    ruff and mypy --strict'
+	@echo 'make bench   measure how long imports, lists and creates take'
+	@echo 'make prove   the long proofs: kills by the dozen, gigabytes of data; writes benchmarks/proof.json'
+	@echo 'make venv    install only      make clean    remove .venv, .demo and caches'
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n '$(PYTHON)' || { echo 'make: no Python 3.11 or newer is on the PATH; install one, or: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@$(PYTHON) -c '$(NEW_ENOUGH)' || { echo 'make: $(PYTHON) is older than Python 3.11' >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo 'make: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest tests
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/bench.py
+
+prove: $(STAMP)
+	$(BIN)/python benchmarks/prove.py
+
+clean:
+	rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
