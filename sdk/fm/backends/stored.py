@@ -9,7 +9,7 @@ from pathlib import Path
 from fm.backends.base import PAGE_LIMIT, NewRun, RunFilter
 from fm.errors import Conflict, NotFound, Unavailable
 from fm.files import disk_errors, read_manifest
-from fm.layout import Storage
+from fm.layout import MANIFEST, Storage
 from fm.lifecycle import EventType, Status
 from fm.store.store import RunStore
 from fm.types import Checkpoint, DataRef, Event, LogChunk, MetricRow, ModelVersion, Principal, RunRecord
@@ -145,8 +145,9 @@ class StoreRuns:
 def _checkpoint(folder: Path, attempt: int, manifest: dict[str, object]) -> Checkpoint:
     return Checkpoint.model_validate(
         {
-            "metrics": {},
-            **manifest,
+            "step": manifest["step"],
+            "metrics": manifest.get("metrics", {}),
+            "created_at": (folder / MANIFEST).stat().st_mtime,
             "path": str(folder),
             "attempt": attempt,
             "bytes": sum(entry["bytes"] for entry in manifest["files"].values()),  # type: ignore[attr-defined]
