@@ -43,6 +43,7 @@ class Bench:
         return Agent(self.store, self.storage, lambda _name: self.launcher, Devices(devices), place)
 
     def create(self, **request: object) -> RunRecord:
+        self.clock.sleep(1)  # the queue's order is that of the times
         new = new_run(**{"register_to": "a.b.c", **request})
         return self.store.create(new, str(next(self._keys)), WHO)
 
