@@ -28,6 +28,8 @@ CHATML = (
 
 PRESET_TEMPLATE = CHATML.format(end="'<|im_end|>'")
 """The template of tokenizers trained for presets: ChatML as it is known, its turns ending in ``<|im_end|>``."""
+_FALLBACK = CHATML.format(end="eos_token")
+_FALLBACK_BOS = "{{ bos_token }}" + _FALLBACK
 Message = dict[str, Any]
 
 
@@ -77,7 +79,7 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase) -> str:
     if isinstance(tokenizer.chat_template, str):
         return tokenizer.chat_template
     begins = added_ids(tokenizer)[0] and tokenizer.bos_token
-    return ("{{ bos_token }}" if begins else "") + CHATML.format(end="eos_token")
+    return _FALLBACK_BOS if begins else _FALLBACK
 
 
 def added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -112,6 +114,8 @@ class ChatTemplate:
         self.text = text
         self._special = {name: str(token) for name, token in special_tokens.items() if isinstance(name, str)}
         self.joints = _learn(self)
+        self.is_ours = text in (PRESET_TEMPLATE, _FALLBACK, _FALLBACK_BOS)
+        """Whether the joints say all that there is to say, so that a text composed of them need not be rendered."""
 
     def render(self, messages: Sequence[Message], tools: list[Any] | None = None, *, prompt: bool = False) -> str:
         """The conversation as text; with `prompt`, up to where the assistant's next answer begins.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import sys
@@ -54,6 +55,7 @@ def _report(job: Job, reporter: Reporter) -> int:
     try:
         from fm_local.prepare.stage import prepare
 
+        gc.freeze()  # else each collection looks again at all that the imports made
         prepared = prepare(job, lambda message, data: reporter.event(EventType.WARNING, message, **data))
     except DiskFull:
         raise

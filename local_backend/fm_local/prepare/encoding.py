@@ -6,6 +6,7 @@ trained: it is where the tokens of the prompt alone and of the whole part (trap 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,8 +28,8 @@ PIECE = 1 << 16
 """Characters from which on a document is cut for the tokenizer, between lines: it works on several pieces at once, and
 holds some 150 bytes for each token of a piece."""
 
-Tokens = tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint8]]
-"""Ids, and for each 1 if it is trained."""
+Tokens = tuple[npt.NDArray[np.uint32], bytes]
+"""Ids, and for each a byte that is 1 if it is trained."""
 T = TypeVar("T")
 
 
@@ -59,8 +60,7 @@ class Encoder:
         self._eos = int(tokenizer.eos_token_id)
         self._stops = frozenset(stop_token_ids(tokenizer, template))
         # A chat's template writes the beginning of sequence itself.
-        before = [] if task_type is TaskType.CHAT_COMPLETION else added_ids(tokenizer)[0]
-        self._before = np.array(before, np.uint32)
+        self._before = [] if task_type is TaskType.CHAT_COMPLETION else added_ids(tokenizer)[0]
 
     def encode(self, batch: list[Rendered]) -> list[Any]:
         """The tokenizer's own encodings, one list for each example. Runs outside the interpreter's lock."""
@@ -75,37 +75,56 @@ class Encoder:
         """Tokens and mask of one example, framed, and cut to the context length."""
         if self._task_type is TaskType.CONTINUED_PRETRAIN:
             return self._document(encodings)
-        ids = np.array(encodings[0].ids, np.uint32)
-        mask = np.zeros(len(ids), np.uint8)
-        for start, end in item.trained:
-            mask[slice(*_tokens_of(encodings[0], start, end, len(item.text)))] = 1
+        # Lists and bytes, not arrays: examples are short, and an operation of numpy's costs as much as one of them.
+        encoding = encodings[0]
+        spans = [_tokens_of(encoding, start, end, len(item.text)) for start, end in item.trained]
         # Behind the last trained token there is nothing to learn.
-        last = int(np.flatnonzero(mask)[-1]) + 1 if mask.any() else 0
-        ids, mask = ids[:last], mask[:last]
-        if last and int(ids[-1]) not in self._stops:
-            ids, mask = np.append(ids, np.uint32(self._eos)), np.append(mask, np.uint8(1))
-        if len(self._before):
-            ids = np.concatenate([self._before, ids])
-            mask = np.concatenate([np.zeros(len(self._before), np.uint8), mask])
+        last = spans[-1][1]
+        ids = encoding.ids[:last]
+        mask = bytearray(last)
+        for begin, behind in spans:
+            mask[begin:behind] = b"\1" * (behind - begin)
+        if ids[-1] not in self._stops:
+            ids.append(self._eos)
+            mask.append(1)
+        if self._before:
+            ids = self._before + ids
+            mask = bytearray(len(self._before)) + mask
         truncated = len(ids) > self._length
-        ids, mask = ids[: self._length], mask[: self._length]
-        return Encoded([(ids, mask)] if mask[1:].any() else [], truncated)
+        if truncated:
+            ids, mask = ids[: self._length], mask[: self._length]
+        # The first token has nothing that predicts it.
+        rows = [(np.frombuffer(array("I", ids), np.uint32), bytes(mask))] if mask.count(1, 1) else []
+        return Encoded(rows, truncated)
 
     def _document(self, encodings: list[Any]) -> Encoded:
-        parts = [np.array(encoding.ids, np.uint32) for encoding in encodings]
-        ids = np.concatenate([self._before, *parts, np.array([self._eos], np.uint32)])
+        whole = array("I", self._before)
+        for encoding in encodings:
+            whole.extend(encoding.ids)
+        whole.append(self._eos)
+        ids = np.frombuffer(whole, np.uint32)
         # Equal parts, since a last one of a single token would have nothing to train.
         rows = np.array_split(ids, -(-len(ids) // self._length))
-        return Encoded([(row, np.ones(len(row), np.uint8)) for row in rows if len(row) > 1])
+        return Encoded([(row, b"\1" * len(row)) for row in rows if len(row) > 1])
 
 
 def _tokens_of(encoding: Any, start: int, end: int, length: int) -> tuple[int, int]:
     """First token that holds a character of ``start … end``, and the one behind the last."""
-    first = next((token for at in range(start, end) if (token := encoding.char_to_token(at)) is not None), 0)
-    behind = next((token for at in range(end, length) if (token := encoding.char_to_token(at)) is not None), None)
-    if behind is None:
-        return first, len(encoding)
-    return first, behind + (encoding.token_to_chars(behind)[0] < end)
+    first = _token_at(encoding, start, length)
+    behind = _token_at(encoding, end, length)
+    if behind < len(encoding) and encoding.token_to_chars(behind)[0] < end:
+        behind += 1
+    return first, behind
+
+
+def _token_at(encoding: Any, at: int, length: int) -> int:
+    """The token that holds character `at`, or the next one that is in a token: a normaliser may have removed it."""
+    while at < length:
+        token = encoding.char_to_token(at)
+        if token is not None:
+            return int(token)
+        at += 1
+    return len(encoding)
 
 
 def _cut(text: str) -> list[str]:

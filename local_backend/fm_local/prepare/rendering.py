@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from fm.data import Chat, Example, Instruction, Text
 from fm.errors import Unsupported
@@ -39,15 +39,13 @@ class Renderer:
             Unsupported: the template rewrites earlier turns, so that no prefix of a conversation is what the model
                 sees when it has to answer there.
         """
-        chats = [example for example in examples if isinstance(example, Chat) and not example.tools]
-        texts = iter(self._template.render_batch([chat.messages for chat in chats]) if chats else [])
+        chats = [example for example in examples if isinstance(example, Chat)]
+        spoken = iter(self._spoken(chats) if chats else [])
         rendered = []
         for example in examples:
             match example:
-                case Chat(messages, None):
-                    rendered.append(self._chat(messages, None, next(texts)))
-                case Chat(messages, tools):
-                    rendered.append(self._chat(messages, tools, self._template.render(messages, tools)))
+                case Chat():
+                    rendered.append(next(spoken))
                 case Instruction(prompt, response):
                     text = prompt + response
                     rendered.append(Rendered(text, [(len(prompt), len(text))]))
@@ -55,21 +53,33 @@ class Renderer:
                     rendered.append(Rendered(text, [(0, len(text))]))
         return rendered
 
-    def _chat(self, messages: list[Message], tools: list[dict[str, object]] | None, text: str) -> Rendered:
-        answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        if self._train_on == "last":
-            answers = answers[-1:]
+    def _spoken(self, chats: list[Chat]) -> list[Rendered]:
+        """The chats as text. What the template writes counts; where that is what its joints compose, the places of
+        the answers are known, and otherwise the template is asked about each."""
         joints = self._template.joints
-        composed = joints.compose(messages) if joints and not tools else None
-        if joints and composed and composed[0] == text:
-            starts = composed[1]
-            length = len(joints.turn_end)
-            return Rendered(text, [(starts[at], starts[at] + len(messages[at]["content"]) + length) for at in answers])
-        return Rendered(text, [self._span(messages, tools, text, at) for at in answers])
+        composed = [joints.compose(chat.messages) if joints and not chat.tools else None for chat in chats]
+        if self._template.is_ours and all(composed):
+            texts = [known[0] for known in composed if known]
+        else:
+            texts = self._texts(chats)
+        rendered = []
+        for (messages, tools), known, text in zip(chats, composed, texts, strict=True):
+            answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+            answers = answers[-1:] if self._train_on == "last" else answers
+            if joints and known and known[0] == text:
+                end = len(joints.turn_end)
+                spans = [(known[1][at], known[1][at] + len(messages[at]["content"]) + end) for at in answers]
+            else:
+                spans = [self._span(messages, tools, text, at) for at in answers]
+            rendered.append(Rendered(text, spans))
+        return rendered
 
-    def _span(
-        self, messages: list[Message], tools: list[dict[str, object]] | None, text: str, at: int
-    ) -> tuple[int, int]:
+    def _texts(self, chats: list[Chat]) -> list[str]:
+        if any(chat.tools for chat in chats):
+            return [self._template.render(chat.messages, chat.tools) for chat in chats]
+        return self._template.render_batch([chat.messages for chat in chats])
+
+    def _span(self, messages: list[Message], tools: list[Any] | None, text: str, at: int) -> tuple[int, int]:
         """The stretch of answer `at`: from where the model would be asked for it, to the end of its turn."""
         prompt = self._template.render(messages[:at], tools, prompt=True)
         upto = self._template.render(messages[: at + 1], tools) if at + 1 < len(messages) else text

@@ -96,17 +96,18 @@ class ShardWriter:
         self._trained = _create(folder / "trained.bin")
         self.examples = self.tokens = self.trained_tokens = 0
 
-    def write(self, rows: Sequence[tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]]) -> None:
-        """Adds examples: ids, and for each whether it is trained."""
+    def write(self, rows: Sequence[tuple[npt.NDArray[Any], bytes]]) -> None:
+        """Adds examples: ids, and for each id a byte that is 1 if it is trained."""
         if not rows:
             return
         ids = np.concatenate([row[0] for row in rows]).astype(self.dtype, copy=False)
         lengths = np.fromiter((len(row[0]) for row in rows), np.int64, len(rows))
-        trained = np.fromiter((np.count_nonzero(row[1][1:]) for row in rows), np.int32, len(rows))
+        masks = [bytes(row[1]) for row in rows]
+        trained = np.fromiter((mask.count(1, 1) for mask in masks), np.int32, len(rows))
         with disk_errors(self._folder):
             self._ids.write(ids.tobytes())
             if self._mask:
-                self._mask.write(np.concatenate([row[1] for row in rows]).tobytes())
+                self._mask.write(b"".join(masks))
             self._ends.write((np.cumsum(lengths) + self.tokens).tobytes())
             self._trained.write(trained.tobytes())
         self.examples += len(rows)
