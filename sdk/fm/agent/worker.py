@@ -9,11 +9,12 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from fm.agent import processes, registration
 from fm.agent.ingest import Cursor, News, read_news
-from fm.errors import Conflict, DiskFull
+from fm.errors import Conflict, DiskFull, NotFound
 from fm.job import EXIT_DISK_FULL, EXIT_STOPPED, Job, Stage
 from fm.launching import Launcher, Life
 from fm.layout import StageFolder, Storage
@@ -125,12 +126,16 @@ class Worker:
         self._work["handle"] = self._launcher.start(self._run, folder, stage)
         self._save()
 
-    def _checkpoint_folders(self) -> list[Any]:
-        """Folders that may hold checkpoints to go on from: this run's attempts, newest first, then its parents'."""
-        folders = [attempt.checkpoints for _, attempt in self._folder.attempts()]
-        if self._run.parent:
-            folders += [attempt.checkpoints for _, attempt in self._storage.run(self._run.parent).attempts()]
-        return [folder for folder in folders if folder.is_dir()]
+    def _checkpoint_folders(self) -> list[Path]:
+        """The checkpoints to go on from, whole or not: those of this run's attempts, and of the runs that it resumes."""
+        folders, run = [], self._run
+        while True:
+            for _, attempt in self._storage.run(run.id).attempts():
+                folders += sorted(attempt.checkpoints.glob("step-*"), reverse=True)
+            try:
+                run = self._store.find(run.team, run.parent or "")
+            except NotFound:  # it resumes none, or one that has been deleted with its checkpoints
+                return folders
 
     def _prepared(self) -> dict[str, Any] | None:
         """What an earlier check of this run found, if one has passed and what it made is still there."""

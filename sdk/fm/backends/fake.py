@@ -200,7 +200,7 @@ class _Stage:
 
 
 def _last_checkpoint(folders: tuple[str, ...]) -> int:
-    steps = [int(path.name.removeprefix("step-")) for folder in folders for path in Path(folder).glob("step-*")]
+    steps = [int(Path(folder).name.removeprefix("step-")) for folder in folders]
     return max(steps, default=0)
 
 
@@ -233,6 +233,7 @@ def open_fake(script: Script | None = None) -> StoreBackend:
 class FakeBackend(StoreBackend):
     """The store backend of a fake; `launcher.script` may be replaced between runs."""
 
+    looks_up_hub = False
     launcher: ScriptedLauncher
 
 
