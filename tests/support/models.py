@@ -121,7 +121,7 @@ def write_shard(storage: Storage, rows: Sequence[Example]) -> str:
     if not storage.shard(digest).exists():
         with making(storage, digest) as temporary:
             writer = ShardWriter(temporary, vocabulary=VOCABULARY, masked=True)
-            writer.write([(np.array(ids), np.array(mask, dtype=np.uint8)) for ids, mask in rows])
+            writer.write([(np.array(ids), bytes(mask)) for ids, mask in rows])
             writer.close()
             seal(temporary, dtype=str(writer.dtype))
     return digest

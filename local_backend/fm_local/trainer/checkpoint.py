@@ -54,12 +54,13 @@ def save(
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(target, ignore_errors=True)
     names = {id(parameter): name for name, parameter in trainable.items()}
-    tensors: dict[str, torch.Tensor] = {}
-    scalars: dict[str, Any] = {}
-    for parameter, state in optimizer.state.items():
-        for key, value in state.items():
-            place = tensors if isinstance(value, torch.Tensor) else scalars
-            place[f"{names[id(parameter)]}/{key}"] = value  # type: ignore[assignment]
+    entries: dict[str, Any] = {
+        f"{names[id(parameter)]}/{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+    tensors = {key: value for key, value in entries.items() if isinstance(value, torch.Tensor)}
+    scalars = {key: value for key, value in entries.items() if key not in tensors}
     try:
         with disk_errors(target):
             make_private(temporary)

@@ -48,13 +48,13 @@ def pick_precision(request: TrainRequest) -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if torch.backends.mps.is_available():
         return "fp32"
-    return "bf16" if torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
 
 
 def make_deterministic(device: torch.device) -> None:
     """The same inputs give the same bits, for a given thread count. On CPU this is free; on a GPU it slows attention
     down, so there only what costs nothing is asked for."""
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device.type == "cpu":
         torch.use_deterministic_algorithms(True)
     elif device.type == "cuda":
@@ -62,8 +62,15 @@ def make_deterministic(device: torch.device) -> None:
 
 
 def micro_batch_tokens(device: torch.device) -> int:
-    """Padded tokens that are computed at once; with long examples a single one may exceed it."""
-    return 16384 if device.type == "cuda" else 4096
+    """Padded tokens that are computed at once; with long examples a single one may exceed it. On CPU small pieces stay
+    in its caches: 1,600 tokens at once made 0.7 times the speed of 800."""
+    return 16384 if device.type == "cuda" else 2048
+
+
+def prefers_plain_attention(device: torch.device, precision: str, mean_length: float) -> bool:
+    """Whether attention is quicker written out as matrix products. On a CPU torch's fused kernel computes bf16 without
+    the hardware's bf16 products: measured 0.73 times the whole step's speed at 100 tokens, the same at 400."""
+    return device.type == "cpu" and precision == "bf16" and mean_length <= 256
 
 
 def needs_activation_checkpointing(device: torch.device, parameters: int) -> bool:

@@ -58,7 +58,7 @@ def answer_prompts(
     loss: TokenLoss,
     tokenizer: Any,
     stop: Sequence[int],
-    template: str | None,
+    template: str,
     request: TrainRequest,
     accelerator: Accelerator,
     *,

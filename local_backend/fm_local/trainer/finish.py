@@ -22,7 +22,7 @@ def save_final(
     tokenizer: Any,
     *,
     base_name: str,
-    template: str | None,
+    template: str,
     stop: Sequence[int],
     metrics: Mapping[str, float],
 ) -> Path:
@@ -48,10 +48,9 @@ def save_final(
     return folder.final
 
 
-def save_tokenizer(folder: Path, tokenizer: Any, *, template: str | None, stop: Sequence[int]) -> None:
+def save_tokenizer(folder: Path, tokenizer: Any, *, template: str, stop: Sequence[int]) -> None:
     """Writes the tokenizer with its chat template, and a generation config that stops where training stopped."""
-    if template:
-        tokenizer.chat_template = template
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,

@@ -78,6 +78,8 @@ def train(
     # ---- model
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     trainee = prepare_model(job, len(tokenizer), precision=precision, device=accelerator.device)
+    if device.prefers_plain_attention(accelerator.device, precision, data.lengths.mean()):
+        trainee.language_model.set_attn_implementation("eager")
     with accelerator.autocast():
         loss_module = TokenLoss(trainee.language_model)
     model = accelerator.prepare_model(loss_module)

@@ -174,5 +174,8 @@ def make_optimizer(
         from transformers.optimization import Adafactor
 
         # Without its own scaling, so that a learning rate means what it means for AdamW.
-        return Adafactor(groups, lr=0.0, scale_parameter=False, relative_step=False, warmup_init=False)
+        adafactor: torch.optim.Optimizer = Adafactor(
+            groups, lr=0.0, scale_parameter=False, relative_step=False, warmup_init=False
+        )
+        return adafactor
     return torch.optim.AdamW(groups, lr=0.0, fused=next(iter(trainable.values())).device.type in ("cpu", "cuda"))

@@ -6,13 +6,12 @@ and hardly depends on rank; published recipes for 1B to 70B.
 
 from __future__ import annotations
 
+from fm.rates import KNOWN_RATES
 from fm.types import Method
 
 _LORA_BY_SIZE = ((0.5e9, 2e-3), (4e9, 1e-3), (float("inf"), 3e-4))
 """(parameters below, rate)."""
 _FROM_RANDOM = 3e-3
-_KNOWN = {"lora": (2e-5, 2e-2), "full": (1e-7, 1e-3), "random": (1e-5, 3e-2)}
-"""Below the first nothing is learned, above the second training breaks down."""
 
 
 def default_rate(method: Method, parameters: int, *, random_weights: bool) -> float:
@@ -25,7 +24,7 @@ def default_rate(method: Method, parameters: int, *, random_weights: bool) -> fl
 
 def rate_warning(rate: float, method: Method, usual: float, *, random_weights: bool) -> str | None:
     """What to tell someone who gave `rate` where `usual` is the default, if it is far outside the known range."""
-    low, high = _KNOWN["random" if random_weights else method]
+    low, high = KNOWN_RATES["random" if random_weights else method]
     if low <= rate <= high:
         return None
     effect = "will hardly learn anything" if rate < low else "may break down"
