@@ -76,9 +76,12 @@ def read_jsonl(path: Path, name: str, tap: Tap | None) -> Iterator[Raw | DataFau
 
 def read_json(path: Path, name: str, tap: Tap | None) -> Iterator[Raw | DataFault]:
     """An array of objects if the first character is ``[``, else one JSON value on each line."""
+    with open(path, "rb") as file:
+        start = file.read(1 << 10).removeprefix(codecs.BOM_UTF8).lstrip()
+        while not start and (block := file.read(_BLOCK)):
+            start = block.lstrip()
     with _open(path, tap) as file:
-        first = file.peek(1).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
-        yield from _json_array(file, name) if first == b"[" else _json_lines(file, name)
+        yield from _json_array(file, name) if start.startswith(b"[") else _json_lines(file, name)
 
 
 def read_text(path: Path, name: str, tap: Tap | None) -> Iterator[Raw | DataFault]:
@@ -345,8 +348,10 @@ def _json_fault(name: str, number: int, error: BaseException, *, cut: bool) -> D
         return DataFault(name, number, "", "nested too deeply", "flatten the value")
     if isinstance(error, json.JSONDecodeError):
         problem = f"not JSON at column {error.pos + 1}: {error.msg.removesuffix(' at')}"
+    elif isinstance(error, StopIteration):
+        problem = f"not JSON at column {error.value + 1}: no value starts there"
     else:
-        problem = "not JSON" if isinstance(error, StopIteration) else f"not JSON: {str(error).partition(';')[0]}"
+        problem = f"not JSON: {str(error).partition(';')[0]}"
     if cut:
         return DataFault(name, number, "", f"{problem}, where the file ends", "check whether the file was cut off")
     return DataFault(name, number, "", problem, "write one JSON object on each line, or one array of objects")
