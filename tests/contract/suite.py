@@ -390,7 +390,7 @@ class RequestContract(Contract):
             ({"name": "../../etc/passwd"}, RequestError, "name"),
             ({"train_data_path": "/no/such/file.jsonl"}, (RequestError, DataError, NotFound), "/no/such/file.jsonl"),
             ({"train_data_path": "dbfs:/mnt/chats.jsonl"}, RequestError, "dbfs"),
-            ({"model": "no/such-model"}, (NotFound, RequestError, fm.FMError), "no/such-model"),
+            ({"model": "./no-such-model"}, (NotFound, RequestError), "no-such-model"),
             ({"model": "main.no.model"}, (NotFound, RequestError), "main.no.model"),
             ({"method": "qlora"}, RequestError, "qlora"),
             ({"task_type": "CHAT_COMPLETION"}, DataError, "INSTRUCTION_FINETUNE"),
@@ -402,7 +402,7 @@ class RequestContract(Contract):
     def test_a_bad_parameter_is_named_and_leaves_nothing(
         self, wrong: dict[str, Any], error: type[Exception], words: str, make: Callable[..., fm.Run], backend: Backend
     ) -> None:
-        with pytest.raises(error, match=words.replace("/", "/")):
+        with pytest.raises(error, match=words):
             make(**wrong)
         assert list(backend.runs.list(RunFilter())) == []
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
+import fm
 from contract import suite
 from fm.backends.base import Backend
+from fm.errors import Unavailable
 from support.local import local_backend
 
 
@@ -36,4 +38,6 @@ class TestCancel(_Local, suite.CancelContract):
 
 
 class TestRequests(_Local, suite.RequestContract):
-    pass
+    def test_a_hub_model_that_is_not_here_and_cannot_be_asked_for_is_said_so(self, make: Callable[..., fm.Run]) -> None:
+        with pytest.raises(Unavailable, match="no/such-model"):
+            make(model="no/such-model")
