@@ -159,7 +159,7 @@ def _signature(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef, *, i
 
 
 def pairs(objects: Iterable[Documented]) -> Iterator[dict[str, str]]:
-    """Questions on what each object is for, and how it is called. A prompt ends with a line break, an answer without."""
+    """What each object is for, and how it is called. A prompt ends with a line break; an answer does not."""
     for item in objects:
         if len(item.summary) <= _LONGEST_SUMMARY:
             yield {"prompt": _question(item) + "\n", "response": item.summary}
