@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from typing import Any
 from fm.backends.base import Backend, NewRun
 from fm.display import human_bytes, plain
 from fm.errors import DiskFull, MissingExtra, RequestError, Unsupported
+from fm.plugins import find, missing_from, require
 from fm.presets import PRESETS
+from fm.rates import KNOWN_RATES
 from fm.resolve import context_length_of, resolve_model
 from fm.types import Checkpoint, DataRef, ModelRef, RunRecord, TrainRequest
 
@@ -22,8 +25,6 @@ _SHORT = {"duration": ("training_duration", "1ep"), "lr": ("learning_rate", None
 _NOT_REQUEST = {
     "validate_inputs", "data_prep_cluster_id", "sharding", "idempotency_key", "dry_run", "backend", "launcher", *_SHORT
 }
-_KNOWN_RATES = {"lora": (1e-5, 1e-2), "full": (1e-7, 1e-2)}
-"""Peak learning rates, by method, outside of which a training is known to learn nothing or to diverge."""
 DEFAULT_LAUNCHER = "process"
 _LEAST_FREE = 64 << 20
 """Bytes for logs, metrics, tokenised data and an adapter, whatever else is written."""
@@ -84,17 +85,21 @@ def prepare(given: Mapping[str, Any], backend: Backend) -> DryRun:
     """
     request = TrainRequest.build(_request_fields(given))
     model = resolve_model(request.model, backend)
+    _check_method(request, model)
     _check_context_length(request, model)
-    _check_trackers(request)
+    launcher = given["launcher"] or DEFAULT_LAUNCHER
+    find("launchers", launcher)
+    if backend.trains_here:
+        require("launchers", launcher)
+        _check_trackers(request)
     if request.custom_weights_path:
         request = request.model_copy(update={"custom_weights_path": _find_weights(request.custom_weights_path)})
     train_data, eval_data = _look_at_data(request, validate=given["validate_inputs"])
-    if backend.storage:
+    if backend.trains_here and backend.storage:
         _check_disk(backend.storage.root, request, model, train_data)
-    doubts = _doubts(request, given)
+    doubts = _doubts(request, model, given)
     for text in doubts:
-        warnings.warn(text, RequestWarning, stacklevel=3)
-    launcher = given["launcher"] or DEFAULT_LAUNCHER
+        warnings.warn(text, RequestWarning, stacklevel=_level_of_caller())
     return DryRun(request, model, train_data, eval_data, backend.name, launcher, doubts)
 
 
@@ -191,13 +196,21 @@ def _look_at_data(request: TrainRequest, *, validate: bool) -> tuple[DataRef, Da
     def look_at(path: str, field: str) -> DataRef:
         source = locate(path, field=field)
         if not validate:
-            sha256, size = digest(source)
-            return DataRef(path=source.path, digest=sha256, bytes=size)
+            return digest(source)
         with data_progress(source.name) as progress:
             return check(source, request.task_type, progress=progress)
 
     train_data = look_at(request.train_data_path, "train_data_path")
     return train_data, look_at(request.eval_data_path, "eval_data_path") if request.eval_data_path else None
+
+
+def _check_method(request: TrainRequest, model: ModelRef) -> None:
+    if model.kind == "preset" and request.method == "lora":
+        raise RequestError(
+            f"{model.name} has random weights, on which an adapter has nothing to build",
+            field="method",
+            hint='train it with method="full"; LoRA then suits the model that comes out',
+        )
 
 
 def _check_context_length(request: TrainRequest, model: ModelRef) -> None:
@@ -211,11 +224,8 @@ def _check_context_length(request: TrainRequest, model: ModelRef) -> None:
 
 
 def _check_trackers(request: TrainRequest) -> None:
-    import importlib.util
-
-    for tracker in request.trackers:
-        if importlib.util.find_spec(tracker) is None:
-            raise MissingExtra(f"trackers: {tracker} is not installed", extra="track")
+    if missing := tuple(tracker for tracker in request.trackers if tracker in missing_from("track")):
+        raise MissingExtra(f"trackers: {', '.join(missing)} not installed here", extra="track")
 
 
 def _find_weights(text: str) -> str:
@@ -250,11 +260,11 @@ def _weight_bytes(model: ModelRef) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder else 0
 
 
-def _doubts(request: TrainRequest, given: Mapping[str, Any]) -> tuple[str, ...]:
+def _doubts(request: TrainRequest, model: ModelRef, given: Mapping[str, Any]) -> tuple[str, ...]:
     doubts = []
     if given["data_prep_cluster_id"] is not None:
         doubts.append("data_prep_cluster_id is ignored: data is prepared on the machine that trains")
-    low, high = _KNOWN_RATES[request.method]
+    low, high = KNOWN_RATES["random" if model.kind == "preset" else request.method]
     rate = request.learning_rate
     if rate is not None and not low <= rate <= high:
         effect = "below it teaches next to nothing" if rate < low else "above it usually diverges"
@@ -263,6 +273,14 @@ def _doubts(request: TrainRequest, given: Mapping[str, Any]) -> tuple[str, ...]:
             f"known to work, and {effect}; leave learning_rate out for one that fits the method and the model"
         )
     return tuple(doubts)
+
+
+def _level_of_caller() -> int:
+    """The `stacklevel` at which a warning of this module's functions names the line that called `fm`."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back and str(frame.f_globals.get("__name__")).startswith("fm."):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _describe_data(data: DataRef) -> str:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 from fm.backends.base import Backend
-from fm.errors import Conflict, NotFound, RequestError, Unavailable
+from fm.errors import NotFound, RequestError, Unavailable
 from fm.plugins import load
 from fm.presets import PRESETS
 from fm.resolve import cached_hub_models, context_length_of, resolve_model
 from fm.run import Run
-from fm.types import ModelRef
+from fm.types import ModelRef, TaskType
 
 
 class TunedModel(Protocol):
@@ -98,7 +98,19 @@ def export_model(model: str | Path | Run, out: Path, *, merge: bool, backend: Ba
         Conflict: `out` holds something already.
     """
     folder, base = model_folders(model, backend)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise Conflict(f"{out} holds something already", hint="name a folder that is empty, or not there yet")
-    load("parts", "export_model")(folder, base, out, merge=merge)
-    return out
+    return cast(Path, load("parts", "export_model")(folder, base, out, merge=merge))
+
+
+def preview_rows(
+    path: str, model: str, *, backend: Backend, task_type: str, rows: int, context_length: int | None, train_on: str
+) -> list[list[tuple[str, bool]]]:
+    """The first rows of the data as `model` would see them, each in stretches of text that are trained or not."""
+    from fm.data import locate
+
+    return cast(
+        "list[list[tuple[str, bool]]]",
+        load("parts", "preview")(
+            resolve_model(model, backend), locate(path, field="path"), TaskType(task_type.upper()),
+            rows=rows, context_length=context_length, train_on=train_on,
+        ),
+    )

@@ -44,6 +44,13 @@ PARTS = {
     "preview": Plugin("fm_local.prepare.preview:preview", extra="local"),
 }
 """What `fm` asks of `fm_local` beside training. No seam: nobody else can supply these."""
+EXTRAS = {
+    "local": ("torch", "transformers", "peft", "accelerate", "safetensors", "datasets", "pyarrow"),
+    "plot": ("matplotlib",),
+    "pandas": ("pandas",),
+    "track": ("mlflow", "tensorboard", "wandb"),
+}
+"""The modules that each extra brings."""
 _BUILT_IN = {"backends": BACKENDS, "launchers": LAUNCHERS, "parts": PARTS}
 
 
@@ -90,6 +97,11 @@ def require(seam: str, name: str) -> None:
         if find_spec(package) is None:
             what = f"{seam.removesuffix('s')} {name!r}"
             raise MissingExtra(f"{what} needs {package}, not installed here", extra=plugin.extra)
+
+
+def missing_from(extra: str) -> tuple[str, ...]:
+    """The modules of `extra` that are not installed. Imports none of them."""
+    return tuple(module for module in EXTRAS[extra] if find_spec(module) is None)
 
 
 @cache

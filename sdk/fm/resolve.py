@@ -104,23 +104,26 @@ def _registered(model: str, backend: Backend) -> ModelRef:
 
 
 def _from_folder(folder: Path, backend: Backend) -> ModelRef:
-    kind, base = check_model_folder(folder), None
-    if kind == "adapter":
-        name = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        if not isinstance(name, str) or not name:
-            raise _lacks(folder, "its base model's name in adapter_config.json", "set base_model_name_or_path there")
-        base = resolve_model(name, backend)
-        if base.adapter_of is not None:
-            raise Conflict(
-                f"model {folder} is an adapter of the adapter {name}", hint="merge that one first: ftctl models export"
-            )
+    base = _base_of(folder, backend) if check_model_folder(folder) == "adapter" else None
     return ModelRef(kind="path", name=str(folder), path=str(folder), adapter_of=base)
+
+
+def _base_of(adapter: Path, backend: Backend) -> ModelRef:
+    name = _read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise _lacks(adapter, "its base model's name in adapter_config.json", "set base_model_name_or_path there")
+    if (Path(name) / "adapter_config.json").is_file():
+        hint = "merge that one into its base first: ftctl models export --merge"
+        raise Conflict(f"model {adapter} is an adapter of the adapter {name}", hint=hint)
+    return resolve_model(name, backend)
 
 
 def _from_hub(name: str, backend: Backend) -> ModelRef:
     if snapshot := _snapshot(name):
         base = _from_folder(snapshot, backend).adapter_of
         return ModelRef(kind="hub", name=name, path=str(snapshot), adapter_of=base)
+    if not backend.trains_here:
+        return ModelRef(kind="hub", name=name)
     remedy = f"where there is a network: `hf download {name} --local-dir my-model`, then pass model='./my-model'"
     near = _did_you_mean(name, backend)
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):

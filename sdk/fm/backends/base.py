@@ -124,6 +124,9 @@ class Backend(Protocol):
     """Where runs are kept and asked for."""
 
     name: str
+    trains_here: bool
+    """Whether trainings run on this machine: then hub names are looked up here, and what training needs must be
+    installed and have room. A fake takes any hub name and trains nothing."""
     poll_seconds: float
     """How long to wait between two questions when following; 0 where asking is what makes time pass."""
 

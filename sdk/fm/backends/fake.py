@@ -233,7 +233,7 @@ def open_fake(script: Script | None = None) -> StoreBackend:
 class FakeBackend(StoreBackend):
     """The store backend of a fake; `launcher.script` may be replaced between runs."""
 
-    looks_up_hub = False
+    trains_here = False
     launcher: ScriptedLauncher
 
 

@@ -22,6 +22,8 @@ class StoreBackend:
     runs: it sees to it that somebody works on those that are unfinished.
     """
 
+    trains_here = True
+
     def __init__(
         self,
         name: str,

@@ -53,7 +53,8 @@ def parameters() -> dict[str, str]:
         match[1]: " ".join(match[2].split())
         for match in re.finditer(r"^    (\w+): (.*(?:\n        .*)*)", text.partition("Args:")[2], re.MULTILINE)
     }
-    return {name: helps.get(name, "")[:1].upper() + helps.get(name, "")[1:] for name in inspect.signature(function).parameters}
+    texts = {name: helps.get(name, "") for name in inspect.signature(function).parameters}
+    return {name: text[:1].upper() + text[1:] for name, text in texts.items()}
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,13 +15,8 @@ import click
 from fm.cli.render import table, to_json
 from fm.display import age, human_bytes
 from fm.errors import FMError, Unavailable
+from fm.plugins import EXTRAS, missing_from
 
-_EXTRAS = {
-    "local": ("torch", "transformers", "peft", "accelerate", "safetensors", "datasets", "pyarrow"),
-    "plot": ("matplotlib",),
-    "pandas": ("pandas",),
-    "track": ("mlflow", "tensorboard", "wandb"),
-}
 _LITTLE_SPACE = 10e9
 
 
@@ -68,8 +63,8 @@ def _python() -> Iterator[Finding]:
 
 
 def _extras() -> Iterator[Finding]:
-    for extra, modules in _EXTRAS.items():
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    for extra in EXTRAS:
+        missing = missing_from(extra)
         state: Literal["ok", "warn", "fail"] = ("fail" if extra == "local" else "warn") if missing else "ok"
         detail = f"without {', '.join(missing)}" if missing else "installed"
         yield Finding(state, f"ftctl[{extra}]", detail, f"pip install 'ftctl[{extra}]'" if missing else "")

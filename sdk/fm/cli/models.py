@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,7 @@ def try_model(model: str, prompt: str | None, chat: bool, device: str) -> None:
 
 def _ask() -> str | None:
     click.echo("> ", nl=False, err=True)
-    line = click.get_text_stream("stdin").readline()
+    line = sys.stdin.readline()
     return line.rstrip("\n") if line else None
 
 

@@ -3,7 +3,7 @@
 ::
 
     def test_my_script(fm_fake):                  # a fixture: everything in the test goes to the fake
-        run = fm.create(model="fm/tiny-llama", train_data_path=str(path), register_to="main.support.bot")
+        run = fm.create(model="org/any-model", train_data_path=str(path), register_to="main.support.bot")
         assert run.wait().status == fm.Status.COMPLETED
 
     def test_what_my_script_says_of_a_failure(fm_fake):

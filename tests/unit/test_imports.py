@@ -1,0 +1,48 @@
+"""Import weight, measured in a fresh interpreter: what a light command must not load, it must not even touch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "sqlalchemy", "httpx", "rich", "pandas", "matplotlib", "plotext", "yaml", "pyarrow")
+
+
+def loaded_by(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint('\\n'.join(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    return set(done.stderr.split("\n"))
+
+
+def test_import_fm_loads_next_to_nothing() -> None:
+    loaded = loaded_by("import fm")
+    assert not loaded & {*HEAVY, "pydantic", "click", "psutil", "asyncio"}
+    assert {name for name in loaded if name.startswith("fm.")} == set()
+
+
+def test_names_and_statuses_load_no_library() -> None:
+    loaded = loaded_by("import fm; fm.Status, fm.Duration.parse('3ep'), fm.RunFailed, fm.EventType, fm.__version__")
+    assert not loaded & {*HEAVY, "pydantic"}
+
+
+def test_the_verbs_load_neither_torch_nor_a_database() -> None:
+    assert not loaded_by("import fm; fm.create, fm.list, fm.Run, fm.LoraConfig, fm.testing") & set(HEAVY)
+
+
+@pytest.mark.parametrize("arguments", [["runs", "list"], ["models", "list"], ["--version"]])
+def test_a_light_command_loads_no_library_that_it_does_not_need(arguments: list[str]) -> None:
+    loaded = loaded_by(f"from fm.cli.main import run\nassert run({arguments!r}) == 0")
+    assert not loaded & {"torch", "transformers", "httpx", "pandas", "matplotlib", "plotext", "yaml", "pyarrow", "rich"}
+
+
+def test_creating_a_run_on_this_machine_loads_no_torch() -> None:
+    code = (
+        "import json, os, tempfile, fm\n"
+        "os.environ['FM_AGENT'] = 'off'\n"
+        "path = os.path.join(tempfile.mkdtemp(), 'd.jsonl')\n"
+        "open(path, 'w').write(json.dumps({'prompt': 'a', 'response': 'b'}))\n"
+        "fm.create('fm/nano-llama', path, task_type='INSTRUCTION_FINETUNE', method='full')\n"
+    )
+    assert not loaded_by(code) & {"torch", "transformers", "httpx", "rich", "pandas", "datasets"}
