@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from fm.errors import RequestError, Unsupported
 from fm.types import TaskType
 from fm_local.models.tokenizer import PRESET_TEMPLATE, ChatTemplate, chat_template_of, load_tokenizer, stop_token_ids
 from fm_local.prepare.encoding import PIECE, Encoded, Encoder
-from fm_local.prepare.rendering import Renderer
+from fm_local.prepare.offsets import ByteWidths, bounds_by_offsets
+from fm_local.prepare.rendering import Rendered, Renderer
 from support.data import chat
 
 CHAT, INSTRUCTION, TEXT = TaskType.CHAT_COMPLETION, TaskType.INSTRUCTION_FINETUNE, TaskType.CONTINUED_PRETRAIN
@@ -238,6 +240,36 @@ def _characters(tokenizer: Any, ids: list[int], prompt: str) -> int:
     return len(ids)
 
 
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(st.sampled_from("ab \n日é.helo\u0301"), min_size=2), edges=st.tuples(st.integers(0), st.integers(0)))
+@pytest.mark.parametrize("nfc", [False, True])
+def test_widths_of_tokens_say_the_same_as_the_tokenizers_own_offsets(nfc: bool, text: str, edges: tuple[int, int]) -> None:
+    tokenizer = COMPOSING if nfc else PRESET
+    start, end = sorted(edge % len(text) for edge in edges)
+    item = Rendered(text, [(start, end + 1)])
+    encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+    widths = ByteWidths.of(tokenizer)
+    assert widths
+    quick = widths.bounds(item, np.array(encoding.ids))
+    if quick is None:
+        assert nfc and not unicodedata.is_normalized("NFC", text)
+    else:
+        # A character's later bytes: the tokenizer counts a token by characters, and the widths by bytes.
+        slow = bounds_by_offsets(item, encoding)
+        held = tokenizer.decode(encoding.ids[quick[0][0] : quick[0][1]], clean_up_tokenization_spaces=False)
+        assert text[start : end + 1] in held
+        assert slow[0][0] <= quick[0][0] and quick[0][1] <= slow[0][1]
+        if text.isascii():
+            assert slow == quick
+
+
+def test_tokens_that_are_not_bytes_of_the_text_have_no_widths() -> None:
+    assert ByteWidths.of(make(metaspace=True)) is None
+    spaced = make()
+    spaced.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    assert ByteWidths.of(spaced) is None
+
+
 def test_trap_17_a_row_whose_labels_were_all_cut_away_is_dropped() -> None:
     tokenizer = make()
     assert encode(tokenizer, chat("how are you? " * 20, "fine"), length=16).rows == []
@@ -284,4 +316,6 @@ def test_a_composed_text_is_what_jinja_would_render(bos: bool, contents: list[st
             assert composed and composed[0] == template.render(messages)
 
 
+COMPOSING = make()
+COMPOSING.backend_tokenizer.normalizer = normalizers.NFC()
 PLAIN, BOS = make(None), make(None, bos=True)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from fm.types import TaskType
 from fm_local.models.tokenizer import added_ids, stop_token_ids
+from fm_local.prepare.offsets import ByteWidths, bounds_by_offsets
 from fm_local.prepare.rendering import Rendered
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class Encoder:
         self._rust = tokenizer.backend_tokenizer
         self._rust.no_truncation()
         self._rust.no_padding()
-        self._task_type = task_type
+        self._is_text = task_type is TaskType.CONTINUED_PRETRAIN
+        self._widths = None if self._is_text else ByteWidths.of(tokenizer)
         self._length = context_length
         self._eos = int(tokenizer.eos_token_id)
         self._stops = frozenset(stop_token_ids(tokenizer, template))
@@ -64,23 +66,28 @@ class Encoder:
 
     def encode(self, batch: list[Rendered]) -> list[Any]:
         """The tokenizer's own encodings, one list for each example. Runs outside the interpreter's lock."""
-        if self._task_type is TaskType.CONTINUED_PRETRAIN:
+        if self._is_text:
             cuts = [_cut(item.text) for item in batch]
             texts = [text for cut in cuts for text in cut]
             encodings = iter(self._rust.encode_batch_fast(texts, add_special_tokens=False))
             return [[next(encodings) for _ in cut] for cut in cuts]
-        return [[one] for one in self._rust.encode_batch([item.text for item in batch], add_special_tokens=False)]
+        encode = self._rust.encode_batch_fast if self._widths else self._rust.encode_batch
+        return [[one] for one in encode([item.text for item in batch], add_special_tokens=False)]
 
     def finish(self, item: Rendered, encodings: list[Any]) -> Encoded:
         """Tokens and mask of one example, framed, and cut to the context length."""
-        if self._task_type is TaskType.CONTINUED_PRETRAIN:
+        if self._is_text:
             return self._document(encodings)
-        # Lists and bytes, not arrays: examples are short, and an operation of numpy's costs as much as one of them.
-        encoding = encodings[0]
-        spans = [_tokens_of(encoding, start, end, len(item.text)) for start, end in item.trained]
+        # Lists and bytes where arrays are not needed: for a short example, each operation of numpy's counts.
+        ids = encodings[0].ids
+        spans = self._widths.bounds(item, np.frombuffer(array("I", ids), np.uint32)) if self._widths else None
+        if spans is None:
+            # Without offsets in hand, the text is encoded once more.
+            exact = self._rust.encode(item.text, add_special_tokens=False) if self._widths else encodings[0]
+            spans = bounds_by_offsets(item, exact)
         # Behind the last trained token there is nothing to learn.
         last = spans[-1][1]
-        ids = encoding.ids[:last]
+        ids = ids[:last]
         mask = bytearray(last)
         for begin, behind in spans:
             mask[begin:behind] = b"\1" * (behind - begin)
@@ -106,25 +113,6 @@ class Encoder:
         # Equal parts, since a last one of a single token would have nothing to train.
         rows = np.array_split(ids, -(-len(ids) // self._length))
         return Encoded([(row, b"\1" * len(row)) for row in rows if len(row) > 1])
-
-
-def _tokens_of(encoding: Any, start: int, end: int, length: int) -> tuple[int, int]:
-    """First token that holds a character of ``start … end``, and the one behind the last."""
-    first = _token_at(encoding, start, length)
-    behind = _token_at(encoding, end, length)
-    if behind < len(encoding) and encoding.token_to_chars(behind)[0] < end:
-        behind += 1
-    return first, behind
-
-
-def _token_at(encoding: Any, at: int, length: int) -> int:
-    """The token that holds character `at`, or the next one that is in a token: a normaliser may have removed it."""
-    while at < length:
-        token = encoding.char_to_token(at)
-        if token is not None:
-            return int(token)
-        at += 1
-    return len(encoding)
 
 
 def _cut(text: str) -> list[str]:
