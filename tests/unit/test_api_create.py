@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from pathlib import Path
 
@@ -30,8 +31,8 @@ def local(monkeypatch: pytest.MonkeyPatch) -> str:
     return "local"
 
 
-def nothing_was_stored(home: Path) -> bool:
-    return len(fm.list()) == 0 and not (home / "fm").exists()
+def nothing_was_stored() -> bool:
+    return len(fm.list()) == 0 and not Path(os.environ["FM_HOME"]).exists()
 
 
 def test_create_returns_a_queued_run_with_what_was_asked_for(data: Path) -> None:
@@ -92,20 +93,20 @@ def test_a_short_spelling_beside_its_long_one_is_refused(data: Path) -> None:
     ],
 )
 def test_a_wrong_parameter_raises_before_anything_is_written(
-    parameters: dict[str, object], error: type[fm.FMError], says: str, data: Path, isolated: Path
+    parameters: dict[str, object], error: type[fm.FMError], says: str, data: Path
 ) -> None:
     arguments = {"model": MODEL, "train_data_path": str(data), **parameters}
     with pytest.raises(error, match=says):
         fm.create(**arguments)  # type: ignore[arg-type]
-    assert nothing_was_stored(isolated)
+    assert nothing_was_stored()
 
 
-def test_bad_data_raises_before_anything_is_written(tmp_path: Path, isolated: Path) -> None:
+def test_bad_data_raises_before_anything_is_written(tmp_path: Path) -> None:
     rows = [{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]}] * 30
     rows[20] = {"messages": [{"role": "user", "content": "hi"}, {"role": "boss", "content": "yo"}]}
     with pytest.raises(fm.DataError, match=r"bad\.jsonl:21"):
         fm.create(MODEL, write_jsonl(tmp_path / "bad.jsonl", rows))
-    assert nothing_was_stored(isolated)
+    assert nothing_was_stored()
 
 
 def test_validate_inputs_false_takes_the_digest_and_no_more(tmp_path: Path) -> None:
@@ -114,13 +115,13 @@ def test_validate_inputs_false_takes_the_digest_and_no_more(tmp_path: Path) -> N
     assert (plan.rows, plan.bytes, len(plan.digest)) == (None, path.stat().st_size, 64)
 
 
-def test_a_dry_run_says_what_a_run_would_be_made_from_and_writes_nothing(data: Path, isolated: Path) -> None:
+def test_a_dry_run_says_what_a_run_would_be_made_from_and_writes_nothing(data: Path) -> None:
     plan = fm.create(MODEL, data, "a.b.c", dry_run=True)
     assert isinstance(plan, fm.DryRun)
     assert plan == fm.validate(MODEL, data, "a.b.c")
     assert (plan.rows, plan.model.kind, plan.backend) == (20, "hub", "fake")
     assert "20 rows" in str(plan)
-    assert nothing_was_stored(isolated)
+    assert nothing_was_stored()
 
 
 def test_a_dry_run_finds_the_digest_that_the_run_then_records(data: Path) -> None:

@@ -61,7 +61,7 @@ def main(ctx: click.Context, debug: bool, backend: str | None) -> None:
     """
     ctx.obj = {"debug": debug}
     if backend is not None:
-        fm.backend(backend)
+        ctx.with_resource(fm.backend(backend))
 
 
 def entry(arguments: Sequence[str] | None = None) -> None:
