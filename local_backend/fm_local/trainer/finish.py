@@ -62,7 +62,9 @@ def save_tokenizer(folder: Path, tokenizer: Any, *, template: str, stop: Sequenc
 def _save_adapter(peft_model: Any, folder: Path, base_name: str) -> None:
     from peft import get_peft_model_state_dict
 
-    save_tensors(folder / "adapter_model.safetensors", get_peft_model_state_dict(peft_model, save_embedding_layers=False))
+    save_tensors(
+        folder / "adapter_model.safetensors", get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    )
     config = peft_model.peft_config["default"].to_dict()
     config |= {"base_model_name_or_path": base_name, "inference_mode": True}
     # Sets have no order of their own: sorted, so that the same training gives the same digest.

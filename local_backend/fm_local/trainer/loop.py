@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from functools import partial
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from fm.lifecycle import EventType
 from fm_local.models.tokenizer import chat_template_of, load_tokenizer, stop_token_ids
 from fm_local.prepare.shards import TokenDataset
 from fm_local.trainer import checkpoint, device, schedule
-from fm_local.trainer.batching import collate, epoch_steps, micro_batches, rank_share
+from fm_local.trainer.batching import Indices, collate, epoch_steps, micro_batches, rank_share
 from fm_local.trainer.evaluate import answer_prompts, evaluate
 from fm_local.trainer.finish import save_final
 from fm_local.trainer.loss import TokenLoss
@@ -142,9 +141,15 @@ def train(
         torch.distributed.broadcast(values, src=0)
         return values.tolist()
 
+    def beat() -> None:
+        report.heartbeat(at.step)
+        # Alone, a process need not wait for a long evaluation's end; several have to stay together.
+        if world == 1 and stop_requested():
+            raise _Interrupted
+
     def look() -> None:
         """Evaluates, and lets the model answer the prompts."""
-        began, beat = time.monotonic(), partial(report.heartbeat, at.step)
+        began = now()
         if held_out is not None:
             values = evaluate(loss_module, held_out, accelerator, max_tokens=max_tokens, beat=beat)
             report.metrics(at.step, values)
@@ -154,10 +159,10 @@ def train(
             report.event(
                 EventType.SAMPLES_GENERATED, f"{len(answers)} answers at step {at.step}", step=at.step, samples=answers
             )
-        at.closing["look"] = time.monotonic() - began
+        at.closing["look"] = now() - began
 
     def save() -> None:
-        began = time.monotonic()
+        began = now()
         if accelerator.is_main_process:
             path, size = checkpoint.save(
                 folder, at, trainee.trainable, optimizer, same=same, metrics=metrics, keep=request.keep_checkpoints
@@ -166,7 +171,7 @@ def train(
                 EventType.CHECKPOINT_SAVED, f"step {at.step}", step=at.step, path=str(path), bytes=size, metrics=metrics
             )
         accelerator.wait_for_everyone()
-        at.closing["save"] = time.monotonic() - began
+        at.closing["save"] = now() - began
 
     def progress() -> dict[str, float | int | str | None]:
         return {
@@ -188,10 +193,12 @@ def train(
 
     # ---- train
     while True:
-        look_due, save_due, stop = agree(looks.due(at) or at.step == 0, saves.due(at), stop_requested())
-        if look_due and not stop and looked_at != at.step:
-            look()
+        (look_due,) = agree(looks.due(at) or at.step == 0)
+        if look_due and looked_at != at.step:
+            with suppress(_Interrupted):
+                look()
             looked_at = at.step
+        save_due, stop = agree(saves.due(at), stop_requested())
         if ((save_due and at.step) or stop) and saved_at != at.step:
             save()
             saved_at = at.step
@@ -204,7 +211,7 @@ def train(
         if at.clock_origin is None:
             at.clock_origin = clock
 
-        began = time.perf_counter()
+        began = now()
         torch.manual_seed(int(np.random.SeedSequence([request.seed, at.step, rank]).generate_state(1)[0]))
         rate = schedule.learning_rate(share, peak=peak_rate, shape=request.lr_scheduler, warmup=request.warmup)
         for group in optimizer.param_groups:
@@ -235,7 +242,7 @@ def train(
         if at.index == len(steps):
             at.epoch, at.index = at.epoch + 1, 0
             steps = epoch_steps(data.lengths, request.batch_size, request.seed, at.epoch)
-        seconds = time.perf_counter() - began
+        seconds = max(1e-6, now() - began)
         at.took(seconds)
         metrics |= {
             "loss/train/total": step_loss,
@@ -257,7 +264,11 @@ def train(
     if saved_at != at.step:
         save()
     if looked_at != at.step:
-        look()
+        try:
+            look()
+        except _Interrupted:
+            report.close()
+            return False
     if accelerator.is_main_process:
         save_final(
             folder, trainee, tokenizer, base_name=job.model.name, template=template, stop=stop_tokens, metrics=metrics
@@ -268,6 +279,10 @@ def train(
     return True
 
 
+class _Interrupted(Exception):
+    """Asked to stop while looking at the model."""
+
+
 def _guess_closing(trained: list[torch.nn.Parameter], *, look: bool) -> dict[str, float]:
     """Seconds for what follows the last step, before any of it was measured: AdamW's checkpoint is three times the
     weights, and writing with digests makes 100 MB/s on a slow disk."""
@@ -275,7 +290,7 @@ def _guess_closing(trained: list[torch.nn.Parameter], *, look: bool) -> dict[str
     return {"save": 0.2 + 3 * seconds, "final": 0.3 + seconds, "look": 1.0 * look}
 
 
-def _diverged(step: int, loss: float, norm: float, rate: float, examples: np.ndarray) -> RequestError:
+def _diverged(step: int, loss: float, norm: float, rate: float, examples: Indices) -> RequestError:
     rows = ", ".join(str(int(index)) for index in examples[:8]) + ("…" if len(examples) > 8 else "")
     return RequestError(
         f"step {step}: the loss is {loss} and the gradient's norm {norm} at learning rate {rate:.3g}; "
