@@ -73,7 +73,8 @@ def describe(run: RunRecord, folder: Path, facts: dict[str, Any], now: Any) -> M
         files={file: entry["sha256"] for file, entry in files.items()},
         bytes=sum(entry["bytes"] for entry in files.values()),
         run_id=run.id,
-        base=run.model,
+        # Training on an adapter continues it as a copy: the result's base is the adapter's own.
+        base=run.model.adapter_of or run.model,
         base_digest=facts.get("base_digest"),
         lineage=lineage,
         created_at=now,
