@@ -41,11 +41,14 @@ QWEN3 = (
     "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-BARE = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+BARE = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+BARE += "{% if add_generation_prompt %}assistant: {% endif %}"
 TEMPLATES = {"preset": PRESET_TEMPLATE, "fallback": None, "llama2": LLAMA2, "llama3": LLAMA3, "bare": BARE}
 
 
-def make(template: str | None = PRESET_TEMPLATE, *, bos: bool = False, metaspace: bool = False, eos: bool = True) -> Any:
+def make(
+    template: str | None = PRESET_TEMPLATE, *, bos: bool = False, metaspace: bool = False, eos: bool = True
+) -> Any:
     """A small BPE tokenizer; `bos` adds one as Llama's do; `metaspace` is of SentencePiece's kind."""
     inner = Tokenizer(models.BPE(unk_token="<unk>" if metaspace else None))
     if metaspace:
@@ -57,20 +60,32 @@ def make(template: str | None = PRESET_TEMPLATE, *, bos: bool = False, metaspace
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<unk>"]
     inner.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=420, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+        CORPUS,
+        trainers.BpeTrainer(vocab_size=420, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
     )
     if bos:
-        inner.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))])
+        inner.post_processor = processors.TemplateProcessing(
+            "<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))]
+        )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>" if eos else None, pad_token="</s>" if eos else None,
-        additional_special_tokens=["<|im_start|>", "<|im_end|>"], clean_up_tokenization_spaces=False,
+        tokenizer_object=inner,
+        bos_token="<s>",
+        eos_token="</s>" if eos else None,
+        pad_token="</s>" if eos else None,
+        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+        clean_up_tokenization_spaces=False,
     )
     tokenizer.chat_template = template
     return tokenizer
 
 
 def encode(
-    tokenizer: Any, example: Example | dict[str, Any], task_type: TaskType = CHAT, *, train_on: Any = "last", length: int = 4096
+    tokenizer: Any,
+    example: Example | dict[str, Any],
+    task_type: TaskType = CHAT,
+    *,
+    train_on: Any = "last",
+    length: int = 4096,
 ) -> Encoded:
     if isinstance(example, dict):
         example = Chat(example["messages"])
@@ -106,7 +121,9 @@ def test_trap_9_every_finished_example_ends_in_a_trained_terminator(template: st
     tokenizer = make(template, bos=bos)
     stops = stop_token_ids(tokenizer, chat_template_of(tokenizer))
     examples = [
-        (CHAT, chat("hello", "world")), (INSTRUCTION, Instruction("hello ", "world")), (TEXT, Text("hello")),
+        (CHAT, chat("hello", "world")),
+        (INSTRUCTION, Instruction("hello ", "world")),
+        (TEXT, Text("hello")),
         (INSTRUCTION, Instruction("hello ", "world</s>")),
     ]
     for task_type, example in examples:
@@ -142,7 +159,7 @@ def test_trap_12_exactly_one_beginning_of_sequence_in_training_and_generation(te
     text = ChatTemplate(chat_template_of(tokenizer), tokenizer.special_tokens_map).render(
         chat("hello", "x")["messages"][:1], prompt=True
     )
-    assert ids.tolist()[: 3] == tokenizer.encode(text, add_special_tokens=False)[:3]
+    assert ids.tolist()[:3] == tokenizer.encode(text, add_special_tokens=False)[:3]
     for task_type, example in ((INSTRUCTION, Instruction("hello", " world")), (TEXT, Text("hello"))):
         [(ids, _)] = encode(tokenizer, example, task_type).rows
         assert ids.tolist().count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
@@ -162,7 +179,11 @@ CONTENT = st.text(st.sampled_from("ab 日é✓\n.?<|im_end>"), min_size=1, max_s
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(contents=st.lists(CONTENT, min_size=4, max_size=4), system=st.none() | CONTENT, train_on=st.sampled_from(["last", "all"]))
+@given(
+    contents=st.lists(CONTENT, min_size=4, max_size=4),
+    system=st.none() | CONTENT,
+    train_on=st.sampled_from(["last", "all"]),
+)
 def test_trap_14_trained_spans_are_the_answers_and_their_terminators(
     contents: list[str], system: str | None, train_on: str
 ) -> None:
@@ -204,7 +225,10 @@ def test_trap_15_a_template_that_rewrites_earlier_turns_is_refused_where_it_matt
 
 
 @settings(max_examples=80, deadline=None)
-@given(prompt=st.text(st.sampled_from("ab \n日é.helo"), min_size=1), response=st.text(st.sampled_from("ab \n日é.wrld"), min_size=1))
+@given(
+    prompt=st.text(st.sampled_from("ab \n日é.helo"), min_size=1),
+    response=st.text(st.sampled_from("ab \n日é.wrld"), min_size=1),
+)
 def test_trap_16_an_instruction_is_tokenised_whole_and_split_where_the_prompts_own_tokens_end(
     prompt: str, response: str
 ) -> None:
@@ -241,9 +265,13 @@ def _characters(tokenizer: Any, ids: list[int], prompt: str) -> int:
 
 
 @settings(max_examples=100, deadline=None)
-@given(text=st.text(st.sampled_from("ab \n日é.helo\u0301"), min_size=2), edges=st.tuples(st.integers(0), st.integers(0)))
+@given(
+    text=st.text(st.sampled_from("ab \n日é.helo\u0301"), min_size=2), edges=st.tuples(st.integers(0), st.integers(0))
+)
 @pytest.mark.parametrize("nfc", [False, True])
-def test_widths_of_tokens_say_the_same_as_the_tokenizers_own_offsets(nfc: bool, text: str, edges: tuple[int, int]) -> None:
+def test_widths_of_tokens_say_the_same_as_the_tokenizers_own_offsets(
+    nfc: bool, text: str, edges: tuple[int, int]
+) -> None:
     tokenizer = COMPOSING if nfc else PRESET
     start, end = sorted(edge % len(text) for edge in edges)
     item = Rendered(text, [(start, end + 1)])
@@ -304,14 +332,18 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(contents=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=2, max_size=6), system=st.none() | st.text())
+@given(
+    contents=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=2, max_size=6),
+    system=st.none() | st.text(),
+)
 @pytest.mark.parametrize("bos", [False, True])
 def test_a_composed_text_is_what_jinja_would_render(bos: bool, contents: list[str], system: str | None) -> None:
     messages = chat(*contents, system=system)["messages"]
     for source in (PRESET_TEMPLATE, chat_template_of(BOS if bos else PLAIN)):
         template = ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
-        assert template.is_ours and template.joints
+        assert template.joints
         if messages[-1]["role"] == "assistant":
+            assert template.writes(messages)
             composed = template.joints.compose(messages)
             assert composed and composed[0] == template.render(messages)
 

@@ -162,9 +162,15 @@ def test_a_file_without_rows_is_an_error(tmp_path: Path) -> None:
 @given(
     row=st.recursive(
         st.none() | st.integers() | st.sampled_from(["", "user", "assistant", "system", "tool", "x", "é", "\ud800"]),
-        lambda inner: st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["messages", "role", "content", "prompt", "response", "text"]), inner, max_size=3)
-        | st.builds(lambda a, b: chat(*a, system=b), st.lists(st.text(max_size=2), max_size=5), st.none() | st.text()),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["messages", "role", "content", "prompt", "response", "text"]), inner, max_size=3
+            )
+            | st.builds(
+                lambda a, b: chat(*a, system=b), st.lists(st.text(max_size=2), max_size=5), st.none() | st.text()
+            )
+        ),
         max_leaves=12,
     ),
     task_type=st.sampled_from(TaskType),
@@ -177,7 +183,9 @@ def test_what_is_accepted_at_a_glance_has_no_fault(row: Any, task_type: TaskType
 
 @settings(max_examples=100, deadline=None)
 @given(
-    contents=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), min_size=2, max_size=6),
+    contents=st.lists(
+        st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), min_size=2, max_size=6
+    ),
     system=st.none() | st.just("s"),
 )
 def test_every_plain_chat_is_accepted_at_a_glance(contents: list[str], system: str | None) -> None:
@@ -220,7 +228,9 @@ def test_the_same_files_elsewhere_have_the_same_digest(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         many_chats(tmp_path / name / "a.jsonl", 10)
-    assert digest(source_of(tmp_path / "one" / "a.jsonl")).digest == digest(source_of(tmp_path / "two" / "a.jsonl")).digest
+    assert (
+        digest(source_of(tmp_path / "one" / "a.jsonl")).digest == digest(source_of(tmp_path / "two" / "a.jsonl")).digest
+    )
 
 
 def test_progress_counts_bytes_up_to_all_of_them(tmp_path: Path) -> None:
@@ -235,7 +245,9 @@ def test_examples_are_normalised(tmp_path: Path) -> None:
     [(_, _, example)] = read_examples(source_of(path), CHAT)
     assert isinstance(example, Chat) and example.tools == TOOL_TURNS["tools"]
     assert example.messages[1] == {
-        "role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "f", "arguments": {}}}],
     }
     path = write_jsonl(tmp_path / "b.jsonl", [{"prompt": "a", "completion": "b"}])
     assert [example for _, _, example in read_examples(source_of(path), INSTRUCTION)] == [Instruction("a", "b")]

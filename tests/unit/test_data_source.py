@@ -38,14 +38,18 @@ def test_a_hub_name_that_does_not_exist_here_is_a_hub_data_set() -> None:
     assert locate("org/name/train", field="x").is_hub
 
 
-@pytest.mark.parametrize("path", ["./train", "../org/name", "/org/name", "~/name", "org/train.jsonl", "org/x.parquet", "one"])
+@pytest.mark.parametrize(
+    "path", ["./train", "../org/name", "/org/name", "~/name", "org/train.jsonl", "org/x.parquet", "one"]
+)
 def test_a_missing_local_path_is_never_taken_for_a_hub_data_set(path: str) -> None:
     with pytest.raises(RequestError, match="there is no file") as caught:
         locate(path, field="eval_data_path")
     assert caught.value.field == "eval_data_path"
 
 
-@pytest.mark.parametrize("path", ["dbfs:/data/x.jsonl", "s3://bucket/x.parquet", "/Volumes/a/b/c.jsonl", "main.sales.rows"])
+@pytest.mark.parametrize(
+    "path", ["dbfs:/data/x.jsonl", "s3://bucket/x.parquet", "/Volumes/a/b/c.jsonl", "main.sales.rows"]
+)
 def test_what_lies_elsewhere_is_refused_with_a_way_to_bring_it_here(path: str) -> None:
     with pytest.raises(Unsupported) as caught:
         locate(path, field="train_data_path")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fm.errors import RequestError, Unsupported
+from fm_local.models.template_proof import only_writes_contents
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,8 +115,8 @@ class ChatTemplate:
         self.text = text
         self._special = {name: str(token) for name, token in special_tokens.items() if isinstance(name, str)}
         self.joints = _learn(self)
-        self.is_ours = text in (PRESET_TEMPLATE, _FALLBACK, _FALLBACK_BOS)
-        """Whether the joints say all that there is to say, so that a text composed of them need not be rendered."""
+        self._is_plain = only_writes_contents(text)
+        self._composable: dict[tuple[str, ...], bool] = {}
 
     def render(self, messages: Sequence[Message], tools: list[Any] | None = None, *, prompt: bool = False) -> str:
         """The conversation as text; with `prompt`, up to where the assistant's next answer begins.
@@ -124,6 +125,20 @@ class ChatTemplate:
             RequestError: the template refuses the conversation.
         """
         return self.render_batch([messages], tools, prompt=prompt)[0]
+
+    def writes(self, messages: Sequence[Message]) -> bool:
+        """Whether it is certain, without rendering, that `joints` compose the text of `messages`."""
+        if not self._is_plain or not self.joints or any(len(message) != 2 for message in messages):
+            return False
+        roles = tuple(message["role"] for message in messages)
+        if roles not in self._composable:
+            probe = [{"role": role, "content": f"q7f{index}."} for index, role in enumerate(roles)]
+            composed = self.joints.compose(probe)
+            try:
+                self._composable[roles] = composed is not None and composed[0] == self.render(probe)
+            except RequestError:
+                self._composable[roles] = False
+        return self._composable[roles]
 
     def render_batch(
         self, conversations: Sequence[Sequence[Message]], tools: list[Any] | None = None, *, prompt: bool = False

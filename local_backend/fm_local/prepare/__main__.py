@@ -28,7 +28,6 @@ from fm.lifecycle import EventType, Fault  # noqa: E402
 def main(folder: StageFolder) -> int:
     """Does the stage in `folder`, and returns the exit code."""
     job = Job.read(folder)
-    write_json(folder.process, processes.identify(os.getpid()))
 
     def stop(*_: Any) -> None:
         from fm_local.prepare.shards import discard_unfinished
@@ -44,8 +43,8 @@ def main(folder: StageFolder) -> int:
 
 def _work(job: Job, folder: StageFolder) -> int:
     try:
-        reporter = Reporter(folder)
-        return _report(job, reporter)
+        write_json(folder.process, processes.identify(os.getpid()))
+        return _report(job, Reporter(folder))
     except DiskFull as error:
         print(error, flush=True)
         return EXIT_DISK_FULL

@@ -58,12 +58,14 @@ class Renderer:
         the answers are known, and otherwise the template is asked about each."""
         joints = self._template.joints
         composed = [joints.compose(chat.messages) if joints and not chat.tools else None for chat in chats]
-        if self._template.is_ours and all(composed):
-            texts = [known[0] for known in composed if known]
-        else:
-            texts = self._texts(chats)
+        certain = [
+            known if known and self._template.writes(chat.messages) else None
+            for chat, known in zip(chats, composed, strict=True)
+        ]
+        texts = iter(self._texts([chat for chat, sure in zip(chats, certain, strict=True) if not sure]))
         rendered = []
-        for (messages, tools), known, text in zip(chats, composed, texts, strict=True):
+        for (messages, tools), known, sure in zip(chats, composed, certain, strict=True):
+            text = sure[0] if sure else next(texts)
             answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
             answers = answers[-1:] if self._train_on == "last" else answers
             if joints and known and known[0] == text:
@@ -77,7 +79,7 @@ class Renderer:
     def _texts(self, chats: list[Chat]) -> list[str]:
         if any(chat.tools for chat in chats):
             return [self._template.render(chat.messages, chat.tools) for chat in chats]
-        return self._template.render_batch([chat.messages for chat in chats])
+        return self._template.render_batch([chat.messages for chat in chats]) if chats else []
 
     def _span(self, messages: list[Message], tools: list[Any] | None, text: str, at: int) -> tuple[int, int]:
         """The stretch of answer `at`: from where the model would be asked for it, to the end of its turn."""

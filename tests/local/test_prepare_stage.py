@@ -1,0 +1,295 @@
+"""The check stage as a process: what it leaves, what it reports, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fm.data import check, locate
+from fm.job import EXIT_DISK_FULL, EXIT_FAILED, EXIT_STOPPED, Job
+from fm.layout import StageFolder, Storage
+from fm.types import ModelRef, TrainRequest
+from fm_local.models.tokenizer import load_tokenizer
+from fm_local.prepare.preview import preview
+from fm_local.prepare.shards import ShardWriter, TokenDataset, digest_of, making
+from support.data import chat, many_chats, write_jsonl
+
+NANO = ModelRef(kind="preset", name="fm/nano-llama")
+
+
+def stage(
+    tmp_path: Path, data: Path, *, model: ModelRef = NANO, held_out: Path | None = None, **request: Any
+) -> StageFolder:
+    """A check stage's folder with its job, as an agent makes it."""
+    asked = TrainRequest.build({"model": model.name, "train_data_path": str(data), **request})
+    folder = StageFolder(tmp_path / "storage" / "runs" / f"run-{time.monotonic_ns()}" / "check")
+    refs = [check(locate(str(path), field="x"), asked.task_type) if path else None for path in (data, held_out)]
+    Job(
+        stage="check",
+        run_id="run-1",
+        run_name="one",
+        attempt=0,
+        request=asked,
+        model=model,
+        train_data=refs[0],
+        eval_data=refs[1],
+        storage_root=str(tmp_path / "storage"),
+        started_at=datetime.now(UTC),
+    ).write(folder)
+    return folder
+
+
+def start(folder: StageFolder, **options: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "fm_local.prepare", str(folder.path)]
+    with folder.log.open("ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **options)
+
+
+def run(folder: StageFolder, **options: Any) -> tuple[int, dict[str, Any]]:
+    """The exit code, and the last event."""
+    code = start(folder, **options).wait(60)
+    lines = folder.events.read_text().splitlines()
+    return code, json.loads(lines[-1]) if lines else {}
+
+
+def shards(tmp_path: Path) -> set[str]:
+    folder = tmp_path / "storage" / "shards"
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def test_a_passed_check_hands_over_all_that_training_needs(tmp_path: Path) -> None:
+    folder = stage(tmp_path, many_chats(tmp_path / "a.jsonl", 200), held_out=many_chats(tmp_path / "b.jsonl", 20))
+    code, event = run(folder)
+    assert (code, event["type"]) == (0, "CHECK_PASSED"), folder.log.read_text()
+    data, storage = event["data"], Storage(tmp_path / "storage")
+    train = TokenDataset.open(storage.shard(data["train"]["shard"]))
+    assert len(train) == data["counts"]["examples"] == 200
+    assert train.lengths.sum() == data["counts"]["tokens"] and train.trained.sum() == data["counts"]["trained_tokens"]
+    assert len(TokenDataset.open(storage.shard(data["eval"]["shard"]))) == data["eval_counts"]["examples"] == 20
+    assert (data["context_length"], data["model_path"]) == (256, None)
+    tokenizer = load_tokenizer(Path(data["tokenizer"]))
+    for index in range(len(train)):
+        ids, mask = train[index]
+        assert ids.dtype == np.int64 and mask.dtype == np.bool_ and len(ids) == train.lengths[index]
+        assert mask[1:].sum() == train.trained[index] and max(ids) < len(tokenizer) <= 384
+    ids, mask = train[1]
+    assert tokenizer.decode(ids[mask]) == "1.<|im_end|>"
+    process = json.loads(folder.process.read_text())
+    assert set(process) == {"pid", "started", "host"}
+
+
+def test_the_same_check_again_makes_nothing_new(tmp_path: Path) -> None:
+    data = many_chats(tmp_path / "a.jsonl", 50)
+    _, first = run(stage(tmp_path, data))
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "storage" / "shards").rglob("*")}
+    _, second = run(stage(tmp_path, data))
+    assert second["data"] == first["data"]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "storage" / "shards").rglob("*")} == made
+
+
+@pytest.mark.parametrize("change", [{"train_on": "all"}, {"context_length": 64}])
+def test_other_settings_give_another_shard(tmp_path: Path, change: dict[str, Any]) -> None:
+    data = many_chats(tmp_path / "a.jsonl", 50)
+    _, first = run(stage(tmp_path, data))
+    _, second = run(stage(tmp_path, data, **change))
+    assert (
+        second["data"]["train"] != first["data"]["train"] and second["data"]["tokenizer"] == first["data"]["tokenizer"]
+    )
+
+
+def test_data_that_changed_since_create_is_refused_as_the_users_fault(tmp_path: Path) -> None:
+    data = many_chats(tmp_path / "a.jsonl", 50)
+    folder = stage(tmp_path, data)
+    many_chats(data, 51)
+    code, event = run(folder)
+    assert (code, event["type"], event["data"]["fault"]) == (EXIT_FAILED, "CHECK_FAILED", "user")
+    assert "not what it was when the run was created" in event["message"]
+    assert not shards(tmp_path)
+
+
+def test_long_rows_are_cut_or_dropped_and_named(tmp_path: Path) -> None:
+    rows = [chat("a", "b"), chat("c", "d " * 300), chat("e " * 300, "f")]
+    folder = stage(tmp_path, write_jsonl(tmp_path / "a.jsonl", rows), context_length=64)
+    code, event = run(folder)
+    assert code == 0
+    counts = event["data"]["counts"]
+    assert (counts["examples"], counts["truncated"], counts["dropped"]) == (2, 1, 1)
+    warnings = [json.loads(line) for line in folder.events.read_text().splitlines()][:-1]
+    assert [warning["type"] for warning in warnings] == ["WARNING", "WARNING"]
+    assert "a.jsonl:2" in warnings[0]["message"] and "a.jsonl:3" in warnings[1]["message"]
+
+
+def test_nothing_left_to_train_on_is_an_error(tmp_path: Path) -> None:
+    folder = stage(tmp_path, write_jsonl(tmp_path / "a.jsonl", [chat("e " * 300, "f")] * 3), context_length=32)
+    code, event = run(folder)
+    assert (code, event["type"]) == (EXIT_FAILED, "CHECK_FAILED") and "left to train on" in event["message"]
+    assert len(shards(tmp_path)) == 1  # the tokenizer
+
+
+def test_more_context_than_the_model_has_is_refused(tmp_path: Path) -> None:
+    code, event = run(stage(tmp_path, many_chats(tmp_path / "a.jsonl", 5), context_length=257))
+    assert code == EXIT_FAILED and "257 is more than the 256 tokens" in event["message"]
+
+
+def test_a_missing_tokenizer_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"max_position_embeddings": 64}')
+    model = ModelRef(kind="path", name="model", path=str(tmp_path / "model"))
+    code, event = run(stage(tmp_path, many_chats(tmp_path / "a.jsonl", 5), model=model))
+    assert (code, event["data"]["fault"]) == (EXIT_FAILED, "user") and "no tokenizer" in event["message"]
+
+
+def test_a_hub_model_that_cannot_be_reached_is_nobodys_request_at_fault(tmp_path: Path) -> None:
+    model = ModelRef(kind="hub", name="nobody/nothing")
+    code, event = run(stage(tmp_path, many_chats(tmp_path / "a.jsonl", 5), model=model))
+    assert (code, event["data"]["fault"]) == (EXIT_FAILED, "infrastructure")
+    assert "nobody/nothing" in event["message"] and "download the model first" in event["message"]
+
+
+def test_an_unexpected_error_is_reported_with_its_traceback_in_the_log(tmp_path: Path) -> None:
+    folder = stage(tmp_path, many_chats(tmp_path / "a.jsonl", 5))
+    (tmp_path / "storage" / "shards").write_text("a file where a folder has to be")
+    code, event = run(folder)
+    assert (code, event["type"], event["data"]["fault"]) == (EXIT_FAILED, "FAILED_EXCEPTION", "internal")
+    assert "Traceback" in folder.log.read_text()
+
+
+def test_a_full_disk_has_an_exit_code_of_its_own_and_leaves_nothing(tmp_path: Path) -> None:
+    folder = stage(tmp_path, many_chats(tmp_path / "a.jsonl", 50))
+    wrapper = (
+        "import errno, os, runpy, sys\n"
+        "import fm.files\n"
+        "def full(*_): raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "os.fsync = full\n"
+        "sys.argv = ['prepare', sys.argv[1]]\n"
+        "runpy.run_module('fm_local.prepare', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", wrapper, str(folder.path)], capture_output=True, timeout=60)
+    assert done.returncode == EXIT_DISK_FULL, done.stderr.decode()
+    assert b"no space left" in done.stdout.lower() + done.stderr.lower()
+    assert not shards(tmp_path)
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 30
+    while not condition():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_check_that_is_ended_midway_leaves_no_half_shard_and_the_next_one_passes(tmp_path: Path, how: int) -> None:
+    data = many_chats(tmp_path / "a.jsonl", 20_000)
+    folder = stage(tmp_path, data)
+    process = start(folder)
+    wait_for(lambda: any((tmp_path / "storage" / "shards").glob(".*/ids.bin")), process)
+    process.send_signal(how)
+    code = process.wait(10)
+    assert code == (EXIT_STOPPED if how == signal.SIGTERM else -signal.SIGKILL)
+    finished = {name for name in shards(tmp_path) if not name.startswith(".")}
+    assert len(finished) == 1  # the tokenizer
+    if how == signal.SIGTERM:
+        assert shards(tmp_path) == finished
+    code, event = run(stage(tmp_path, data))
+    assert code == 0 and event["data"]["counts"]["examples"] == 20_000
+
+
+def test_two_checks_of_the_same_data_at_once_both_pass(tmp_path: Path) -> None:
+    data = many_chats(tmp_path / "a.jsonl", 2000)
+    folders = [stage(tmp_path, data), stage(tmp_path, data)]
+    processes = [start(folder) for folder in folders]
+    assert [process.wait(60) for process in processes] == [0, 0], [folder.log.read_text() for folder in folders]
+    events = [json.loads(folder.events.read_text().splitlines()[-1]) for folder in folders]
+    assert events[0]["data"] == events[1]["data"]
+    assert len(shards(tmp_path)) == 2 and not any(name.startswith(".") for name in shards(tmp_path))
+
+
+def test_the_check_starts_without_torch(tmp_path: Path) -> None:
+    folder = stage(tmp_path, many_chats(tmp_path / "a.jsonl", 5))
+    code = (
+        "import runpy, sys\n"
+        "sys.argv = ['prepare', sys.argv[1]]\n"
+        "try: runpy.run_module('fm_local.prepare', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert sys.modules['torch'] is None and 'transformers' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder.path)], check=True, timeout=60)
+
+
+def test_a_large_file_is_tokenised_in_bounded_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with path.open("w") as file:
+        for number in range(80_000):
+            file.write(f"line {number} of a long text that has no blank line in it at all\n")
+    folder = stage(tmp_path, path, task_type="CONTINUED_PRETRAIN")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    code, event = run(folder)
+    assert code == 0 and event["data"]["counts"]["dropped"] == 0
+    assert max(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, before) < 700_000
+
+
+def test_a_shard_that_lost_a_file_is_made_again(tmp_path: Path) -> None:
+    data = many_chats(tmp_path / "a.jsonl", 50)
+    _, event = run(stage(tmp_path, data))
+    shard = tmp_path / "storage" / "shards" / event["data"]["train"]["shard"]
+    os.truncate(shard / "ids.bin", 10)
+    code, again = run(stage(tmp_path, data))
+    assert code == 0 and again["data"] == event["data"]
+    assert len(TokenDataset.open(shard)) == 50
+
+
+def test_a_failed_making_leaves_nothing(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    with pytest.raises(RuntimeError), making(storage, digest_of(kind="x")) as folder:
+        ShardWriter(folder, vocabulary=10, masked=True).write([(np.array([1, 2]), b"\0\1")])
+        raise RuntimeError
+    assert list(storage.shards.iterdir()) == []
+
+
+@pytest.mark.parametrize(("vocabulary", "dtype"), [(1 << 16, "uint16"), ((1 << 16) + 1, "uint32")])
+def test_the_largest_id_of_a_vocabulary_survives(tmp_path: Path, vocabulary: int, dtype: str) -> None:
+    from fm.files import seal
+
+    with making(Storage(tmp_path), "d") as folder:
+        writer = ShardWriter(folder, vocabulary=vocabulary, masked=False)
+        writer.write([(np.array([0, vocabulary - 1], np.uint32), b"\1\1"), (np.array([5], np.uint32), b"\1")])
+        writer.close()
+        assert writer.dtype.name == dtype
+        seal(folder, dtype=dtype)
+    data = TokenDataset.open(tmp_path / "shards" / "d")
+    assert data[0][0].tolist() == [0, vocabulary - 1] and data[1][0].tolist() == [5]
+    assert data.trained.tolist() == [1, 0] and data.lengths.tolist() == [2, 1]
+    with pytest.raises(IndexError):
+        data[2]
+
+
+def test_a_preview_shows_what_is_trained_without_and_with_a_tokenizer(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [chat("hi", "hello", "and?", "yes"), chat("hi", "é")])
+    source, chats = locate(str(path), field="x"), TrainRequest.build({"model": "m", "train_data_path": "x"}).task_type
+    shown = preview(NANO, source, chats, train_on="all", rows=1)
+    assert shown == [
+        [
+            ("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", False),
+            ("hello<|im_end|>", True),
+            ("\n<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\n", False),
+            ("yes<|im_end|>", True),
+        ]
+    ]
+    _, event = run(stage(tmp_path, path))
+    tuned = Path(event["data"]["tokenizer"])
+    assert preview(tuned, source, chats, context_length=64, rows=5)[1] == [
+        ("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", False),
+        ("é<|im_end|>", True),
+    ]
