@@ -165,7 +165,7 @@ def unigram_loss(tokenizer: Any) -> float:
     def rows(folder: str) -> list[list[int]]:
         pieces = []
         for path in sorted((DATA / folder).glob("*.txt")):
-            ids = [*tokenizer.encode(path.read_text(encoding="utf-8")), tokenizer.eos_token_id]
+            ids = [*tokenizer.encode(path.read_text(encoding="utf-8"), verbose=False), tokenizer.eos_token_id]
             pieces += [part.tolist() for part in np.array_split(ids, math.ceil(len(ids) / CONTEXT))]
         return pieces
 
@@ -216,8 +216,8 @@ def tell_the_rest(base: fm.Run, tuned: fm.Run, seconds: float) -> None:
     home, ftctl = os.environ["FM_HOME"], Path(sys.executable).with_name("ftctl")
     console.print(f"""
 This took {seconds:.0f} s. The model has under a million weights and has read a megabyte: it has learnt how an answer
-looks and when to stop, and little of what is true. For answers to rely on, start from a model that was trained on far more,
-with the same call: fm.create(model="org/name", …).
+looks and when to stop, and little of what is true. For answers to rely on, start from a model that was trained on
+far more, with the same call: fm.create(model="org/name", …).
 
 Where things are:
   data            {DATA}

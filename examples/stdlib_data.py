@@ -63,13 +63,14 @@ class Documented:
 
 
 def documented_objects() -> list[Documented]:
-    """Everything public in the standard library that has a docstring, by module; no docstring comes twice."""
+    """Everything public in the standard library with a docstring, by module; no name and no docstring comes twice."""
     seen: set[str] = set()
     objects = []
     for module, path in _source_files():
         for found in _in_module(module, ast.parse(path.read_bytes())):
-            if found.docstring not in seen:
-                seen.add(found.docstring)
+            # A name may be defined again for another system, and a docstring be copied between modules.
+            if not {found.name, found.docstring} & seen:
+                seen |= {found.name, found.docstring}
                 objects.append(found)
     return objects
 
@@ -162,9 +163,9 @@ def pairs(objects: Iterable[Documented]) -> Iterator[dict[str, str]]:
     """What each object is for, and how it is called. A prompt ends with a line break; an answer does not."""
     for item in objects:
         if len(item.summary) <= _LONGEST_SUMMARY:
-            yield {"prompt": _question(item) + "\n", "response": item.summary}
+            yield {"prompt": _question(item) + "\n", "response": _answer(item)}
         if item.signature and len(item.signature) <= _LONGEST_SIGNATURE:
-            yield {"prompt": f"What is the signature of {item.name}?\n", "response": item.signature}
+            yield {"prompt": f"What is the signature of {item.name}?\n", "response": _called(item)}
 
 
 def chats(objects: Iterable[Documented]) -> Iterator[dict[str, list[dict[str, str]]]]:
@@ -172,11 +173,11 @@ def chats(objects: Iterable[Documented]) -> Iterator[dict[str, list[dict[str, st
     for item in objects:
         if item.kind == "module" or len(item.summary) > _LONGEST_SUMMARY:
             continue
-        turns = [(_question(item), item.summary)]
+        turns = [(_question(item), _answer(item))]
         if item.example and len(item.example) <= _LONGEST_EXAMPLE:
             turns.append(("Show me an example.", item.example))
         elif item.signature and len(item.signature) <= _LONGEST_SIGNATURE and len(item.name) % 2:
-            turns.append(("What is its signature?", item.signature))
+            turns.append(("What is its signature?", _called(item)))
         else:
             turns.append(("Which module is it in?", f"It is in the module {item.module}."))
         yield {
@@ -192,6 +193,15 @@ def _question(item: Documented) -> str:
     if item.kind == "module":
         return f"What is the module {item.name} for?"
     return f"What is {item.name}?" if item.kind == "class" else f"What does {item.name} do?"
+
+
+def _answer(item: Documented) -> str:
+    what = "a module" if item.kind == "module" else f"a {item.kind} of {item.module}"
+    return f"It is {what}: {item.summary}"
+
+
+def _called(item: Documented) -> str:
+    return "It is called without arguments." if item.signature == "()" else f"It is called with {item.signature}."
 
 
 def text(objects: Iterable[Documented]) -> dict[str, str]:
