@@ -33,11 +33,13 @@ class TaskType(StrEnum):
 
 
 class _Request(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_enum_values=False, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_enum_values=False, protected_namespaces=(), defer_build=True
+    )
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=(), defer_build=True)
 
 
 class LoraConfig(_Request):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
@@ -88,6 +88,8 @@ def take_turns(connection: Connection, what: str) -> None:
 def upsert_into(connection: Connection, table: Table) -> Any:
     """An INSERT for `table` that has `on_conflict_do_update`, in the dialect of the connection."""
     if connection.dialect.name == "postgresql":
+        from sqlalchemy.dialects import postgresql  # a light command on SQLite need not pay for it
+
         return postgresql.insert(table)
     return sqlite.insert(table)
 
