@@ -196,7 +196,7 @@ def test_a_check_that_is_ended_midway_leaves_no_half_shard_and_the_next_one_pass
     process = start(folder)
     wait_for(lambda: any((tmp_path / "storage" / "shards").glob(".*/ids.bin")), process)
     process.send_signal(how)
-    code = process.wait(10)
+    code = process.wait(60)
     assert code == (EXIT_STOPPED if how == signal.SIGTERM else -signal.SIGKILL)
     finished = {name for name in shards(tmp_path) if not name.startswith(".")}
     assert len(finished) == 1  # the tokenizer

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fm.data import Row, locate, readers
+from fm.data import Row, blocks, locate, readers
 from fm.errors import DataFault
 from support.data import write_jsonl
 
@@ -57,7 +57,7 @@ def test_no_bytes_whatever_make_a_reader_crash(tmp_path: Path, content: bytes, s
 def test_a_json_array_is_read_alike_wherever_its_blocks_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
-    monkeypatch.setattr(readers, "_BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     values = [{"prompt": "é✓\\", "response": '"],['}, {"n": [1.5e3, -12, {}]}, {}]
     path = tmp_path / "a.json"
     path.write_bytes(b"\xef\xbb\xbf \n" + json.dumps(values, ensure_ascii=False).encode() + b"\n")
@@ -107,7 +107,7 @@ def test_a_file_that_was_cut_off_says_so(tmp_path: Path) -> None:
 
 
 def test_a_line_beyond_the_limit_is_named_without_being_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "ROW_LIMIT", 1 << 20)
+    monkeypatch.setattr(blocks, "ROW_LIMIT", 1 << 20)
     path = write_jsonl(tmp_path / "a.jsonl", ["{}", b'{"a": "' + b"x" * (5 << 20) + b'"}', "{}"])
     fault = fault_of(path)
     assert fault.line == 2 and "more than 1 MB" in fault.problem
@@ -117,7 +117,7 @@ def test_a_line_beyond_the_limit_is_named_without_being_held(tmp_path: Path, mon
 def test_an_array_element_that_never_ends_is_an_error_and_not_read_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "ROW_LIMIT", 1 << 20)
+    monkeypatch.setattr(blocks, "ROW_LIMIT", 1 << 20)
     (tmp_path / "a.json").write_text('[{}, {"a": "' + "x" * (8 << 20))
     fault = fault_of(tmp_path / "a.json")
     assert fault.line == 2 and "never ends" in fault.problem

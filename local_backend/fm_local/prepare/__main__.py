@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,11 @@ def main(folder: StageFolder) -> int:
     signal.signal(signal.SIGTERM, stop)
     # In a thread, because a signal waits for the main thread to come back from what it does, as training a tokenizer.
     with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
-        return pool.submit(_work, job, folder).result()
+        done = pool.submit(_work, job, folder)
+        # By turns, since a signal may reach another thread and then does not wake this one.
+        while not wait([done], timeout=0.2).done:
+            pass
+        return done.result()
 
 
 def _work(job: Job, folder: StageFolder) -> int:
