@@ -1,0 +1,125 @@
+"""The long proofs: kills by the dozen, wall-clock budgets of a minute, gigabytes of data.
+
+    python benchmarks/prove.py                          # all of it: an hour and a half on two cores
+    python benchmarks/prove.py kills --count 20         # one part
+
+Each part's figures go to `benchmarks/proof.json` as soon as it is done; the other parts' stay. The exit code is 1 if a
+part does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "examples")]
+
+from support.budgets import is_kept, run_with_budget  # noqa: E402
+from support.kills import KINDS, Victim, trials  # noqa: E402
+from support.local import local_backend  # noqa: E402
+
+PROOF = HERE / "proof.json"
+
+
+def prove_kills(folder: Path, count: int) -> dict[str, Any]:
+    """kill -9 of each kind, `count` times: no run lost, none double, weights equal bit for bit."""
+    with local_backend(folder) as backend:
+        victim = Victim(backend, folder, seed=int(time.time()))
+        expected = victim.undisturbed()
+        figures: dict[str, Any] = {}
+        for kind in KINDS:
+            held, hits, attempts, failures = 0, 0, 0, []
+            for _ in range(count):
+                try:
+                    [trial] = trials(victim, kind, 1, expected)
+                except AssertionError as error:
+                    failures.append(str(error)[:300])
+                    continue
+                held, hits, attempts = held + 1, hits + trial.hit, attempts + trial.attempts
+            figures[kind] = {"kills": count, "held": held, "met_their_moment": hits, "training_starts": attempts}
+            figures[kind] |= {"failures": failures} if failures else {}
+            print(kind, figures[kind], flush=True)
+    return figures | {"holds": all(entry["held"] == count for entry in figures.values())}
+
+
+def prove_budgets(folder: Path, count: int) -> dict[str, Any]:
+    """`count` runs of the demo's model with a budget of 60 s, one of them killed midway."""
+    import stdlib_data
+
+    stdlib_data.build(folder / "data")
+    outcomes = []
+    with local_backend(folder / "home") as backend:
+        for number in range(count):
+            outcome = run_with_budget(
+                backend,
+                folder / "home",
+                seconds=60,
+                kill_after=30.0 if number == count // 2 else None,
+                patience=150,
+                model="fm/tiny-llama",
+                train_data_path=str(folder / "data" / "text"),
+                eval_data_path=str(folder / "data" / "text-heldout"),
+                task_type="CONTINUED_PRETRAIN",
+                method="full",
+                learning_rate=3e-3,
+                batch_size=4,
+                context_length=256,
+            )
+            outcomes.append(asdict(outcome) | {"kept": is_kept(outcome, seconds=60)})
+            print(outcomes[-1], flush=True)
+    longest = max(outcome["running_seconds"] for outcome in outcomes)
+    kept = sum(outcome["kept"] for outcome in outcomes)
+    return {"runs": outcomes, "kept": kept, "longest_seconds": longest, "holds": kept == count}
+
+
+def prove_data(folder: Path, megabytes: int) -> dict[str, Any]:
+    """A JSONL of `megabytes`: validated and tokenised under 1 GB, at 80 % of the tokenizer's own speed or more."""
+    out = folder / "data.json"
+    script = [sys.executable, str(HERE / "prepare_throughput.py"), "--megabytes", str(megabytes), "--out", str(out)]
+    subprocess.run(script, check=True)
+    figures = dict(json.loads(out.read_text()))
+    return figures | {"holds": figures["ratio"] >= 0.8 and figures["peak_rss_mb"] < 1000}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=["kills", "budgets", "data", []], help="which parts (default: all)")
+    parser.add_argument("--count", type=int, default=20, help="kills of each kind")
+    parser.add_argument("--budgets", type=int, default=10, help="runs with a wall-clock budget")
+    parser.add_argument("--megabytes", type=int, default=2000, help="size of the data")
+    options = parser.parse_args()
+    parts: dict[str, Callable[[Path], dict[str, Any]]] = {
+        "kills": lambda folder: prove_kills(folder, options.count),
+        "budgets": lambda folder: prove_budgets(folder, options.budgets),
+        "data": lambda folder: prove_data(folder, options.megabytes),
+    }
+    proof = json.loads(PROOF.read_text()) if PROOF.exists() else {}
+    for name in options.parts or parts:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="prove-") as folder:
+            figures = parts[name](Path(folder))
+        proof[name] = {
+            **figures,
+            "at": datetime.now(UTC).date().isoformat(),
+            "machine": {"cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()},
+            "minutes": round((time.monotonic() - began) / 60, 1),
+        }
+        PROOF.write_text(json.dumps(proof, indent=1) + "\n")
+        print(f"{name}: {'holds' if figures['holds'] else 'DOES NOT HOLD'}", flush=True)
+    return 0 if all(part["holds"] for part in proof.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
