@@ -69,10 +69,9 @@ def _command(python: str, run: RunRecord, folder: StageFolder, stage: Stage) -> 
     target = ["-m", _MODULES[stage], str(folder.path)]
     if stage == "check" or count == 1:
         return [python, *target]
-    accelerate = ["-m", "accelerate.commands.launch", "--num_processes", str(count), "--num_machines", "1"]
-    options = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    kind = ["--multi_gpu"] if Job.read(folder).devices else ["--cpu"]
-    return [python, *accelerate, *options, *kind, *target]
+    # `accelerate launch --cpu` starts a single process, whatever number it is told; torchrun starts as many.
+    here = ["--nnodes", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    return [python, "-m", "torch.distributed.run", "--nproc-per-node", str(count), *here, *target]
 
 
 def _environment(run: RunRecord, folder: StageFolder) -> dict[str, str]:

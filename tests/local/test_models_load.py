@@ -166,6 +166,8 @@ def test_lora_on_a_registered_adapter_goes_on_from_its_weights(tmp_path: Path) -
     base = model("llama", tmp_path / "base")
     first = trained(tmp_path / "a", base, method="lora", learning_rate=1e-2)
     again = trained(tmp_path / "b", registered(first, base), method="lora", learning_rate=1e-9)  # type: ignore[arg-type]
+    config = json.loads((again / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "b"
     one, two = load_file(first / "adapter_model.safetensors"), load_file(again / "adapter_model.safetensors")
     assert all(torch.allclose(one[name], two[name], atol=1e-6) for name in one)
 

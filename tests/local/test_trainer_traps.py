@@ -163,8 +163,8 @@ def test_trap_4_and_5_two_processes_train_and_evaluate_as_one_does(tmp_path: Pat
     }
     job, one = make_job(tmp_path / "one", **common)
     run(job, one)
-    _, two = make_job(tmp_path / "two", **common)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "ACCELERATE_USE_CPU": "1"}
+    _, two = make_job(tmp_path / "two", **common, num_processes=2)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     command = [
         sys.executable,
         "-m",

@@ -174,6 +174,7 @@ def make_job(
             "eval_counts": None,
             "tokenizer": str(words),
             "model_path": None if ref.kind == "preset" else ref.path,
+            "base_path": ref.adapter_of.path if ref.adapter_of else None,
             "context_length": 128,
         },
         started_at=started_at or datetime.now(UTC),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import resource
 import sys
@@ -30,7 +31,10 @@ def open_accelerator(request: TrainRequest, folder: StageFolder) -> Accelerator:
         if importlib.util.find_spec(_TRACKER_MODULES[tracker]) is None:
             raise MissingExtra(f"tracker {tracker!r} is not installed here", extra="track")
     precision = pick_precision(request)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return Accelerator(
+        # Without being told, accelerate overlooks that there are several processes where there is no GPU.
+        cpu=True if several and not torch.cuda.is_available() else None,
         mixed_precision="bf16" if precision == "bf16" else "no",
         log_with=list(request.trackers) or None,
         project_dir=folder.trackers,

@@ -56,6 +56,12 @@ def train(
     request, prepared = job.request, job.prepared or {}
     accelerator = device.open_accelerator(request, folder)
     rank, world = accelerator.process_index, accelerator.num_processes
+    if world != request.num_processes:
+        raise RequestError(
+            f"{world} processes were started for num_processes={request.num_processes}",
+            field="num_processes",
+            hint="start the trainer with torchrun --nproc-per-node, or ask for one process",
+        )
     device.make_deterministic(accelerator.device)
     max_tokens = max_tokens or device.micro_batch_tokens(accelerator.device)
     report = Report(folder, job, accelerator)
@@ -271,7 +277,13 @@ def train(
             return False
     if accelerator.is_main_process:
         save_final(
-            folder, trainee, tokenizer, base_name=job.model.name, template=template, stop=stop_tokens, metrics=metrics
+            folder,
+            trainee,
+            tokenizer,
+            base_name=(job.model.adapter_of or job.model).name,
+            template=template,
+            stop=stop_tokens,
+            metrics=metrics,
         )
     accelerator.wait_for_everyone()
     report.event(EventType.TRAIN_FINISHED, f"{at.step} steps, {at.tokens:,} tokens", **progress(), metrics=metrics)

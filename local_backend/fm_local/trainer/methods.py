@@ -98,16 +98,16 @@ def prepare_model(job: Job, vocab_size: int, *, precision: str, device: torch.de
 
 
 def _folders(job: Job) -> tuple[Path | None, Path | None]:
-    """Where the base lies, and the adapter that it is trained with so far."""
-    prepared = (job.prepared or {}).get("model_path")
+    """Where the base lies, and the adapter whose training goes on; the check fetched what had to be fetched."""
+    prepared = job.prepared or {}
     if job.model.adapter_of is None:
-        path = prepared or job.model.path
+        path = prepared.get("model_path") or job.model.path
         if path and is_adapter(Path(path)):
             raise RequestError(f"{path} holds an adapter, not a whole model", field="model", hint=_MERGE_FIRST)
         return (Path(path) if path else None), None
-    assert job.model.path is not None
-    base = job.model.adapter_of.path or prepared
-    return (Path(base) if base else None), Path(job.model.path)
+    base = prepared.get("base_path") or job.model.adapter_of.path
+    adapter = prepared.get("model_path") or job.model.path
+    return (Path(base) if base else None), (Path(adapter) if adapter else None)
 
 
 def _add_adapter(model: Any, job: Job, existing: Path | None) -> Any:
