@@ -208,7 +208,7 @@ _SAFETENSORS = struct.pack("<Q", 8) + b"{}      "
 """A valid file without tensors: the header's length, then an empty JSON object padded to eight bytes."""
 
 
-def open_fake(script: Script | None = None) -> StoreBackend:
+def open_fake(script: Script | None = None) -> FakeBackend:
     """A fresh fake backend, whose trainings do what `script` says. Nothing of it remains when it is closed."""
     clock = SimulatedClock()
     store = RunStore(IN_MEMORY, clock)

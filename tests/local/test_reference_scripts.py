@@ -1,0 +1,19 @@
+"""Scripts written for the reference run with only their import line changed; here with real trainings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.local import local_backend
+from support.models import model, tokenizer
+from support.scripts import SCRIPTS, run_script
+
+import fm
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_for_the_reference_trains_on_this_machine(name: str, tmp_path: Path) -> None:
+    folder = tokenizer(model("llama", tmp_path / "model"))
+    with local_backend(tmp_path / "fm", agent="inline") as backend, fm.backend(backend):
+        run_script(name, tmp_path, str(folder))
