@@ -173,7 +173,7 @@ def _details(run: RunRecord, event: Event) -> dict[str, Any]:
         case EventType.TRAIN_STARTED | EventType.TRAIN_UPDATED | EventType.TRAIN_FINISHED:
             return {key: data[key] for key in _PROGRESS if key in data}
         case EventType.CHECKPOINT_SAVED:
-            return {"checkpoint_step": data["step"], "fruitless": 0}
+            return {"checkpoint_step": data["step"], "step": max(run.step, data["step"]), "fruitless": 0}
         case EventType.REQUEUED:
             return {"fruitless": run.fruitless + (1 if data.get("counts_as_attempt") else 0)}
         case EventType.COMPLETED:

@@ -15,10 +15,12 @@ FM_AGENT        ``auto``: started when needed, detached; ``inline``: a thread of
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fm.errors import HomeError, RequestError
+from fm.errors import HomeError, RequestError, Unavailable
 from fm.files import make_private
 from fm.layout import Storage
 
@@ -60,12 +62,11 @@ class Settings:
         """
         try:
             make_private(self.home)
-        except OSError as error:
-            raise self._home_error(str(error)) from error
-        except Exception as error:
-            raise self._home_error(getattr(error, "message", str(error))) from error
-        if not os.access(self.home, os.W_OK | os.X_OK):
-            raise self._home_error("not writable")
+            # Asking for the rights is not enough: a read-only disk grants them too.
+            with tempfile.TemporaryFile(dir=self.home):
+                pass
+        except (OSError, Unavailable) as error:
+            raise self._home_error(getattr(error, "strerror", None) or str(error)) from error
         if (kind := filesystem_of(self.home)) in _NETWORK:
             raise self._home_error(f"on a network disk ({kind}), on which the run store could be damaged")
 
@@ -77,15 +78,21 @@ class Settings:
 
 
 def filesystem_of(path: Path) -> str:
-    """The type of the file system that holds `path`, as in ``/proc/mounts``; empty where the system can't say."""
-    try:
-        mounts = Path("/proc/self/mounts").read_text().splitlines()
-    except OSError:
-        return ""
-    resolved, best, kind = path.resolve(), -1, ""
-    for line in mounts:
-        _, point, fs, *_ = line.split(" ")
-        mount = Path(point.replace("\\040", " "))
-        if (resolved == mount or mount in resolved.parents) and len(mount.parts) >= best:
-            best, kind = len(mount.parts), fs
-    return kind
+    """The type of the file system that holds `path`, as in "ext4"; empty where the system can't say."""
+    mounts = Path("/proc/self/mounts")
+    if mounts.exists():
+        found = [line.split(" ")[1:3] for line in mounts.read_text().splitlines()]
+    else:
+        import psutil
+
+        found = [[disk.mountpoint, disk.fstype] for disk in psutil.disk_partitions(all=True)]
+    return innermost([(Path(point.replace("\\040", " ")), kind) for point, kind in found], path.resolve())
+
+
+def innermost(mounts: Iterable[tuple[Path, str]], path: Path) -> str:
+    """The type of the last mount that `path` lies on; one that was mounted later covers an earlier one."""
+    best, found = -1, ""
+    for point, kind in mounts:
+        if (path == point or point in path.parents) and len(point.parts) >= best:
+            best, found = len(point.parts), kind
+    return found
