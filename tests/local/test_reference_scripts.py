@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
+import fm
 from support.local import local_backend
 from support.models import model, tokenizer
 from support.scripts import SCRIPTS, run_script
-
-import fm
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
+
 from support.rows import model_folder
 from support.scripts import FOLDER, SCRIPTS, run_script
 
