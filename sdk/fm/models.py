@@ -19,6 +19,11 @@ from fm.types import ModelRef, TaskType
 class TunedModel(Protocol):
     """A model in memory."""
 
+    model: Any
+    """The transformers (or PEFT) model, in evaluation mode."""
+    tokenizer: Any
+    """The tokenizer that it was trained with."""
+
     def generate(self, prompt: str, **options: Any) -> str:
         """The text with which the model goes on from `prompt`."""
 
