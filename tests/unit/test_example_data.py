@@ -25,6 +25,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def objects() -> list[stdlib_data.Documented]:
+    return stdlib_data.documented_objects()
+
+
 def rows(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -48,9 +53,9 @@ def test_building_again_replaces_the_files_with_the_same_bytes(data: Path) -> No
     assert digests(data) == before
 
 
-def test_no_object_and_no_first_sentence_is_on_both_sides() -> None:
+def test_no_object_and_no_first_sentence_is_on_both_sides(objects: list[stdlib_data.Documented]) -> None:
     sides: tuple[list[stdlib_data.Documented], ...] = ([], [])
-    for item in stdlib_data.documented_objects():
+    for item in objects:
         sides[item.held_out].append(item)
     for attribute in ("name", "docstring", "summary"):
         trained, held_out = ({getattr(item, attribute) for item in side} for side in sides)
@@ -89,10 +94,12 @@ def test_all_data_passes_the_checks_of_its_task(data: Path, name: str, task_type
     assert plan.train_data.rows
 
 
-def test_signatures_leave_self_out_and_summaries_are_one_sentence() -> None:
-    objects = {item.name: item for item in stdlib_data.documented_objects()}
-    assert objects["json.dumps"].signature.startswith("(obj, *, skipkeys=False")
-    assert objects["pathlib.Path.read_bytes"].signature == "()"
-    assert objects["json.dumps"].summary == "Serialize ``obj`` to a JSON formatted ``str``."
-    assert objects["json"].kind == "module"
-    assert not objects["json"].signature
+def test_signatures_leave_self_out_and_summaries_are_one_sentence(
+    objects: list[stdlib_data.Documented],
+) -> None:
+    by_name = {item.name: item for item in objects}
+    assert by_name["json.dumps"].signature.startswith("(obj, *, skipkeys=False")
+    assert by_name["pathlib.Path.read_bytes"].signature == "()"
+    assert by_name["json.dumps"].summary == "Serialize ``obj`` to a JSON formatted ``str``."
+    assert by_name["json"].kind == "module"
+    assert not by_name["json"].signature
