@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -102,6 +102,18 @@ def seal(folder: Path, **extra: Any) -> dict[str, Any]:
         manifest = {**extra, "files": files}
         write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def digest_folder(folder: Path, patterns: Sequence[str]) -> str:
+    """One SHA-256 over names and digests of the files of `folder` that fit a pattern; a manifest's digests are taken as
+    they stand."""
+    manifest = read_manifest(folder)
+    if manifest:
+        files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+    else:
+        paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+        files = {path.name: digest_file(path) for path in paths}
+    return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
 
 
 def read_manifest(folder: Path, *, verify: bool = False) -> dict[str, Any] | None:

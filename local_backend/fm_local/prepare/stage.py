@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fm.data import Chat, Example, Instruction, Source, locate, read_examples, verify
 from fm.errors import DataError, DataFault, RequestError
-from fm.files import read_manifest, seal
+from fm.files import digest_folder, read_manifest, seal
 from fm.job import Job
 from fm.layout import Storage
 from fm.presets import PRESETS
@@ -29,6 +29,8 @@ _BATCH_CHARACTERS = 1 << 19
 _BATCH_EXAMPLES = 1024
 _NAMED_ROWS = 5
 """Rows that a warning names."""
+_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
+"""What of a base decides on the result, and so goes into its digest."""
 
 Warn = Callable[[str, dict[str, Any]], None]
 Place = tuple[str, int]
@@ -38,7 +40,8 @@ def prepare(job: Job, warn: Warn) -> dict[str, Any]:
     """Makes all that training needs of the data, and returns the data of the CHECK_PASSED event.
 
     Keys: `train` and `eval` (``{"shard": digest}``, `eval` may be None), `counts`, `eval_counts`, `tokenizer` (folder),
-    `model_path` (None for a preset), `base_path` (of an adapter's base, else None), `context_length`.
+    `model_path` (None for a preset), `base_path` (of an adapter's base, else None), `context_length`, `base_digest` (of
+    the base's files; None for a preset).
 
     Raises:
         FMError: the data changed, can't be tokenised for this model, or leaves nothing to train on.
@@ -69,6 +72,7 @@ def prepare(job: Job, warn: Warn) -> dict[str, Any]:
         "model_path": model.path,
         "base_path": model.adapter_of.path if model.adapter_of else None,
         "context_length": context_length,
+        "base_digest": digest_folder(Path(model.path), _MODEL_FILES) if model.path else None,
     }
 
 

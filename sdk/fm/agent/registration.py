@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,6 @@ def version_name(run: RunRecord) -> str | None:
     if target and target.count(".") == 1:
         return f"{target}.{run.name.replace('.', '-')}"
     return target
-
-
-def files_digest(files: dict[str, Any]) -> str:
-    """One digest for a manifest's files: SHA-256 over their sorted names and digests."""
-    entries = sorted((name, entry["sha256"] if isinstance(entry, dict) else entry) for name, entry in files.items())
-    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
 def place(storage: Storage, run: RunRecord, attempt: StageFolder) -> Path | None:
@@ -49,7 +41,7 @@ def place(storage: Storage, run: RunRecord, attempt: StageFolder) -> Path | None
 def describe(run: RunRecord, folder: Path, facts: dict[str, Any], now: Any) -> ModelVersion | None:
     """The version that `folder` holds, to be numbered by the registry; None if the run registers nothing.
 
-    `facts` is what the trainer reported of its set-up (versions, device, precision) and its last metrics.
+    `facts` is what check and trainer reported: the base's digest, versions, device, precision, the last metrics.
     """
     name = version_name(run)
     if name is None:

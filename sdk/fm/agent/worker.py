@@ -98,7 +98,9 @@ class Worker:
 
     def _start(self, stage: Stage, attempt: int, prepared: dict[str, Any] | None) -> None:
         now = self._store.clock.now()
+        facts = {"base_digest": prepared["base_digest"]} if prepared and "base_digest" in prepared else {}
         self._work = {"stage": stage, "attempt": attempt, "handle": None, "cursor": {}, "devices": self.devices}
+        self._work["facts"] = facts
         started = [Event(type=EventType.STARTED, time=now, message=f"attempt {attempt}", data={"attempt": attempt})]
         earlier_seconds = self._run.running_seconds
         self._save(events=started if stage == "train" else [])
@@ -127,7 +129,7 @@ class Worker:
         self._save()
 
     def _checkpoint_folders(self) -> list[Path]:
-        """The checkpoints to go on from, whole or not: those of this run's attempts, and of the runs that it resumes."""
+        """The checkpoints to choose from, whole or not: of this run's attempts, and of the runs that it resumes."""
         folders, run = [], self._run
         while True:
             for _, attempt in self._storage.run(run.id).attempts():
@@ -173,7 +175,7 @@ class Worker:
             self._work["cursor"] = asdict(news.cursor)
             for event in news.events:
                 if event.type in (EventType.MODEL_INITIALIZED, EventType.TRAIN_FINISHED):
-                    self._work.setdefault("facts", {}).update(event.data)
+                    self._work["facts"].update(event.data)
                 self._work["finished"] = self._work.get("finished") or event.type is EventType.TRAIN_FINISHED
             self._save(events=news.events, metrics=news.metrics, log=news.log)
 
@@ -230,7 +232,7 @@ class Worker:
             self._crashed(None)
             return
         now = self._store.clock.now()
-        version = registration.describe(self._run, folder, self._work.get("facts", {}), now)
+        version = registration.describe(self._run, folder, self._work["facts"], now)
         event = Event(type=EventType.COMPLETED, time=now, message="done", data={"ran_seconds": self._ran_seconds()})
         self._run = self._store.complete(self.lease, event, version)
 
