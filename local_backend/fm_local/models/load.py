@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,10 @@ def load_adapted(adapter_path: Path, base_path: Path | None, *, dtype: torch.dty
     refuse_pickles(adapter_path)
     base = load_causal_lm(base_path, dtype=dtype)
     try:
-        return PeftModel.from_pretrained(base, str(adapter_path))
+        with warnings.catch_warnings():
+            # PEFT's business with transformers, of which its user can do nothing.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            return PeftModel.from_pretrained(base, str(adapter_path))
     except (RuntimeError, ValueError) as error:
         raise RequestError(
             f"the adapter in {adapter_path} does not fit the base in {base_path}: {str(error).splitlines()[0]}",
