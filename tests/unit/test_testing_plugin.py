@@ -48,7 +48,8 @@ def test_users_fixtures_run_without_torch(pytester: pytest.Pytester) -> None:
 
 def test_the_plugin_alone_imports_nothing_heavy() -> None:
     # It is loaded in every test session of an environment with ftctl, most of which never touch fm.
-    script = "import sys, fm.testing.plugin; print({'torch', 'sqlalchemy', 'httpx', 'rich', 'pydantic'} & set(sys.modules))"
+    heavy = "{'torch', 'sqlalchemy', 'httpx', 'rich', 'pydantic'}"
+    script = f"import sys, fm.testing.plugin; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
