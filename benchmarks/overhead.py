@@ -89,7 +89,7 @@ def main() -> None:
         os.environ.update(FM_HOME=f"{name}/home", FM_AGENT="off")
         bare, ours = median(process("-c", "pass")), median(process("-c", "import fm"))
         fill_store()
-        listing = median(process("-m", "fm.cli.main", "runs", "list"))
+        listing = median(process(str(Path(sys.executable).with_name("ftctl")), "runs", "list"))
         imports = median(process("-c", IMPORT_LINE))
         creating = seconds_beyond_validation(Path(name))
     figures = {

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overlo
 
 from fm.backends.base import PAGE_LIMIT, Backend, RunFilter
 from fm.context import current
-from fm.creation import DryRun, prepare, prepare_again, submit
 from fm.duration import Duration
 from fm.errors import Conflict, RequestError
 from fm.lifecycle import Status
@@ -35,6 +34,7 @@ from fm.types import Checkpoint, Event, LoraConfig, RunRecord, TaskType
 from fm.when import parse_moment
 
 if TYPE_CHECKING:
+    from fm.creation import DryRun
     from fm.models import AvailableModel, TunedModel
 
 P = ParamSpec("P")
@@ -141,6 +141,8 @@ def create(
         Unsupported, MissingExtra, Unavailable: it can't be done with this version, installation or machine.
     """
     given = dict(locals())
+    from fm.creation import prepare, submit
+
     where = current(backend)
     plan = prepare(given, where)
     if dry_run:
@@ -170,7 +172,7 @@ def validate(*args: Any, **parameters: Any) -> DryRun:
     Raises:
         What `create` raises.
     """
-    return cast(DryRun, create(*args, **{**parameters, "dry_run": True}))
+    return cast("DryRun", create(*args, **{**parameters, "dry_run": True}))
 
 
 def get(run: str | Run, *, backend: str | Backend | None = None) -> Run:
@@ -320,6 +322,8 @@ def rerun(run: str | Run, *, backend: str | Backend | None = None) -> Run:
     Raises:
         DataChanged: the data is not what it was.
     """
+    from fm.creation import prepare_again, submit
+
     handle = get(run, backend=backend)
     return Run(handle.backend, submit(prepare_again(handle.record, handle.backend), handle.backend))
 

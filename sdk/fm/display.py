@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -51,6 +50,8 @@ def age(moment: datetime, *, now: datetime | None = None) -> str:
 
 def html_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """An HTML table with every cell escaped."""
+    import html
+
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(one_line(str(cell)))}</td>" for cell in row) + "</tr>" for row in rows
