@@ -127,15 +127,3 @@ def test_a_damaged_file_is_passed_over(left: str, tmp_path: Path) -> None:
     (tmp_path / "digest.json").write_text(left)
     with pending_key(tmp_path, "digest") as key:
         assert len(key) == 32
-
-
-def test_creating_takes_under_300_ms_beyond_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FM_AGENT", "off")
-    data = chats(tmp_path / "d.jsonl")
-    fm.create("fm/nano-llama", data, method="full")  # imports and schema
-    times = []
-    for _ in range(5):
-        before = time.perf_counter()
-        fm.create("fm/nano-llama", data, method="full")
-        times.append(time.perf_counter() - before)
-    assert sorted(times)[2] < 0.3
