@@ -1,12 +1,15 @@
 """What ftctl itself costs: importing it, listing 10,000 runs, creating one. Prints ratios, writes JSON.
 
-    python benchmarks/overhead.py [overhead.json]
+    python benchmarks/overhead.py --out overhead.json
 
-Each figure is the median of 15 whole processes (of 15 calls for `create`), after one that is not counted.
+Each figure is the median of 15 whole processes (of 15 calls for `create`), after one that is not counted. What is
+compared is measured in turn, so that a machine whose speed drifts is as fast for the one as for the other.
 """
 
 from __future__ import annotations
 
+import argparse
+import itertools
 import json
 import os
 import statistics
@@ -23,15 +26,16 @@ RUNS = 10_000
 IMPORT_LINE = "import click, rich.table, sqlalchemy, pydantic"
 
 
-def median(measure: Callable[[], object]) -> float:
-    """Median wall-clock seconds of `measure`."""
-    measure()
-    times = []
-    for _ in range(REPEATS):
-        before = time.perf_counter()
-        measure()
-        times.append(time.perf_counter() - before)
-    return statistics.median(times)
+def in_turn(*measures: Callable[[], object]) -> list[list[float]]:
+    """Wall-clock seconds of each of `measures`, one after the other, REPEATS times."""
+    times: list[list[float]] = [[] for _ in measures]
+    for turn in range(REPEATS + 1):
+        for number, measure in enumerate(measures):
+            before = time.perf_counter()
+            measure()
+            if turn:
+                times[number].append(time.perf_counter() - before)
+    return times
 
 
 def process(*arguments: str) -> Callable[[], object]:
@@ -74,31 +78,54 @@ def fill_store() -> None:
     database.close()
 
 
-def seconds_beyond_validation(folder: Path) -> float:
-    """What `fm.create` takes beyond what `fm.validate` takes for the same request."""
+def create_and_validate(folder: Path) -> list[list[float]]:
+    """Seconds of `fm.create`, which starts an agent each time, and of `fm.validate` for the same request."""
+    import psutil
+
     import fm
 
     data = folder / "train.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"p {n}", "response": f"r {n}"}) + "\n" for n in range(100)))
     request = {"model": "fm/nano-llama", "train_data_path": data, "task_type": "INSTRUCTION_FINETUNE", "method": "full"}
-    return median(lambda: fm.create(**request)) - median(lambda: fm.validate(**request))
+    homes = (str(folder / f"home-{number}") for number in itertools.count())
+
+    def create() -> None:
+        fm.create(**request)
+
+    def fresh_home() -> None:
+        """Ends the agent that the create before has started; what follows finds none."""
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
+        os.environ["FM_HOME"] = next(homes)
+        fm.list()
+
+    os.environ["FM_AGENT"] = "auto"
+    _, validating, creating = in_turn(fresh_home, lambda: fm.validate(**request), create)
+    fresh_home()
+    return [creating, validating]
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         os.environ.update(FM_HOME=f"{name}/home", FM_AGENT="off")
-        bare, ours = median(process("-c", "pass")), median(process("-c", "import fm"))
+        bare, ours = map(statistics.median, in_turn(process("-c", "pass"), process("-c", "import fm")))
         fill_store()
-        listing = median(process(str(Path(sys.executable).with_name("ftctl")), "runs", "list"))
-        imports = median(process("-c", IMPORT_LINE))
-        creating = seconds_beyond_validation(Path(name))
+        ftctl = str(Path(sys.executable).with_name("ftctl"))
+        pairs = in_turn(process(ftctl, "runs", "list"), process("-c", IMPORT_LINE))
+        listing, imports = map(statistics.median, pairs)
+        ratio = statistics.median(one / other for one, other in zip(*pairs, strict=True))
+        created = create_and_validate(Path(name))
+        creating = statistics.median(one - other for one, other in zip(*created, strict=True))
     figures = {
         "bare_python_s": round(bare, 4),
         "import_fm_s": round(ours, 4),
         "import_fm_adds_ms": round(1000 * (ours - bare), 1),
         "runs_list_s": round(listing, 4),
         "import_line_s": round(imports, 4),
-        "runs_list_ratio": round(listing / imports, 3),
+        "runs_list_ratio": round(ratio, 3),
         "stored_runs": RUNS,
         "create_beyond_validation_ms": round(1000 * creating, 1),
         "repeats": REPEATS,
@@ -106,10 +133,8 @@ def main() -> None:
     print(f"import fm adds {figures['import_fm_adds_ms']} ms to bare Python (at most 100)")
     print(f"runs list with {RUNS:,} runs takes {figures['runs_list_ratio']}x of `{IMPORT_LINE}` (at most 1.5)")
     print(f"fm.create takes {figures['create_beyond_validation_ms']} ms beyond validation (at most 300)")
-    if len(sys.argv) > 1:
-        Path(sys.argv[1]).write_text(json.dumps(figures, indent=1) + "\n")
-    else:
-        print(json.dumps(figures))
+    if options.out:
+        options.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
