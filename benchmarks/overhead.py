@@ -48,10 +48,11 @@ def fill_store() -> None:
     from sqlalchemy import insert
 
     from fm.lifecycle import Status
+    from fm.request import TrainRequest
     from fm.settings import Settings
     from fm.store.database import Database
     from fm.store.schema import runs
-    from fm.types import DataRef, ModelRef, RunRecord, TrainRequest
+    from fm.types import DataRef, ModelRef, RunRecord
 
     settings = Settings.read()
     settings.prepare_home()

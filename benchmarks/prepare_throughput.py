@@ -30,7 +30,8 @@ from typing import Any
 from fm.data import check, locate, read_examples
 from fm.job import Job
 from fm.layout import StageFolder
-from fm.types import ModelRef, TaskType, TrainRequest
+from fm.request import TaskType, TrainRequest
+from fm.types import ModelRef
 
 VOCABULARY = 16_384
 SKIPPED = {"antigravity", "this", "idlelib", "turtle", "turtledemo", "tkinter"}

@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from fm.errors import WaitTimeout as WaitTimeout
     from fm.lifecycle import EventType as EventType
     from fm.lifecycle import Status as Status
+    from fm.request import LoraConfig as LoraConfig
+    from fm.request import TaskType as TaskType
     from fm.run import Run as Run
-    from fm.types import LoraConfig as LoraConfig
-    from fm.types import TaskType as TaskType
 
 __version__ = "0.1.0"
 
@@ -63,7 +63,7 @@ _WHERE = {
     "fm.errors": _ERRORS,
     "fm.lifecycle": "EventType Status",
     "fm.run": "Run",
-    "fm.types": "LoraConfig TaskType",
+    "fm.request": "LoraConfig TaskType",
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names.split()}
 

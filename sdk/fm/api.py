@@ -28,9 +28,10 @@ from fm.context import current
 from fm.duration import Duration
 from fm.errors import Conflict, RequestError
 from fm.lifecycle import Status
+from fm.request import LoraConfig, TaskType
 from fm.run import Run
 from fm.tables import RunList
-from fm.types import Checkpoint, Event, LoraConfig, RunRecord, TaskType
+from fm.types import Checkpoint, Event, RunRecord
 from fm.when import parse_moment
 
 if TYPE_CHECKING:

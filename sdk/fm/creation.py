@@ -18,8 +18,9 @@ from fm.errors import DiskFull, MissingExtra, RequestError, Unsupported
 from fm.plugins import find, missing_from, require
 from fm.presets import PRESETS
 from fm.rates import KNOWN_RATES
+from fm.request import TrainRequest
 from fm.resolve import context_length_of, resolve_model
-from fm.types import Checkpoint, DataRef, ModelRef, RunRecord, TrainRequest
+from fm.types import Checkpoint, DataRef, ModelRef, RunRecord
 
 _SHORT = {"duration": ("training_duration", "1ep"), "lr": ("learning_rate", None)}
 _NOT_REQUEST = {

@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from fm.files import disk_errors, make_private, write_json
 from fm.layout import StageFolder
 from fm.lifecycle import EventType
-from fm.types import DataRef, ModelRef, TrainRequest
+from fm.request import TrainRequest
+from fm.types import DataRef, ModelRef
 
 Stage = Literal["check", "train"]
 

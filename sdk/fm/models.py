@@ -11,9 +11,10 @@ from fm.backends.base import Backend
 from fm.errors import NotFound, RequestError, Unavailable
 from fm.plugins import load
 from fm.presets import PRESETS
+from fm.request import TaskType
 from fm.resolve import cached_hub_models, context_length_of, resolve_model
 from fm.run import Run
-from fm.types import ModelRef, TaskType
+from fm.types import ModelRef
 
 
 class TunedModel(Protocol):

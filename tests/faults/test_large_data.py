@@ -1,4 +1,4 @@
-"""100 MB of chats are validated and tokenised in bounded memory; `make prove` does it with 2 GB, and holds the speed."""
+"""100 MB of chats are validated and tokenised in bounded memory; `make prove` does it with 2 GB, and times it."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ import pytest
 from fm.data import check, locate
 from fm.job import EXIT_DISK_FULL, EXIT_FAILED, EXIT_STOPPED, Job
 from fm.layout import StageFolder, Storage
-from fm.types import ModelRef, TrainRequest
+from fm.request import TrainRequest
+from fm.types import ModelRef
 from fm_local.models.tokenizer import load_tokenizer
 from fm_local.prepare.preview import preview
 from fm_local.prepare.shards import ShardWriter, TokenDataset, digest_of, making

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fm.data import Chat, Example, Instruction, Text
 from fm.errors import RequestError, Unsupported
-from fm.types import TaskType
+from fm.request import TaskType
 from fm_local.models.tokenizer import PRESET_TEMPLATE, ChatTemplate, chat_template_of, load_tokenizer, stop_token_ids
 from fm_local.prepare.encoding import PIECE, Encoded, Encoder
 from fm_local.prepare.offsets import ByteWidths, bounds_by_offsets

@@ -25,7 +25,8 @@ from transformers import (
 from fm.files import seal
 from fm.job import Job
 from fm.layout import RunFolder, StageFolder, Storage
-from fm.types import DataRef, ModelRef, TrainRequest
+from fm.request import TrainRequest
+from fm.types import DataRef, ModelRef
 from fm_local.prepare.shards import ShardWriter, making
 
 VOCABULARY = 259

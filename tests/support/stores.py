@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fm.backends.base import NewRun
-from fm.types import DataRef, ModelRef, TrainRequest
+from fm.request import TrainRequest
+from fm.types import DataRef, ModelRef
 
 
 @contextmanager

@@ -7,12 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-import fm
 from fm.errors import RequestError, Unavailable
 from fm.pending import pending_key
 from support.rows import chats

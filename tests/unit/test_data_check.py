@@ -14,7 +14,7 @@ from fm.data import Chat, Instruction, check, digest, locate, read_examples, ver
 from fm.data.readers import pairs_of
 from fm.data.rules import find_faults, fits
 from fm.errors import DataChanged, DataError
-from fm.types import TaskType
+from fm.request import TaskType
 from support.data import chat, many_chats, write_jsonl
 
 CHAT, INSTRUCTION, TEXT = TaskType.CHAT_COMPLETION, TaskType.INSTRUCTION_FINETUNE, TaskType.CONTINUED_PRETRAIN

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from fm.errors import Conflict
 from fm.lifecycle import ACTIVE, TERMINAL, EventType, Status, apply
-from fm.types import DataRef, Event, ModelRef, RunRecord, TrainRequest
+from fm.request import TrainRequest
+from fm.types import DataRef, Event, ModelRef, RunRecord
 from support.stores import moment
 
 

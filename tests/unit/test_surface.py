@@ -130,7 +130,7 @@ def test_validate_has_the_parameters_of_create() -> None:
 
 
 def test_every_field_of_a_request_is_a_parameter_of_create_with_the_same_default() -> None:
-    from fm.types import TrainRequest
+    from fm.request import TrainRequest
 
     parameters = inspect.signature(fm.create).parameters
     for name, field in TrainRequest.model_fields.items():

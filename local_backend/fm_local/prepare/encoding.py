@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fm.types import TaskType
+from fm.request import TaskType
 from fm_local.models.tokenizer import added_ids, stop_token_ids
 from fm_local.prepare.offsets import ByteWidths, bounds_by_offsets
 from fm_local.prepare.rendering import Rendered

@@ -10,7 +10,8 @@ from fm.data import Chat, Example, Instruction, Source, read_examples
 from fm.files import read_manifest, seal
 from fm.layout import Storage
 from fm.presets import Preset
-from fm.types import DataRef, TaskType
+from fm.request import TaskType
+from fm.types import DataRef
 from fm_local.models.tokenizer import PRESET_TEMPLATE
 from fm_local.prepare.shards import digest_of, making
 

@@ -8,7 +8,8 @@ from typing import Literal
 
 from fm.data import Source, read_examples
 from fm.presets import PRESETS
-from fm.types import ModelRef, TaskType
+from fm.request import TaskType
+from fm.types import ModelRef
 from fm_local.models.tokenizer import PRESET_TEMPLATE, ChatTemplate, chat_template_of, load_tokenizer
 from fm_local.prepare.encoding import Encoder
 from fm_local.prepare.hub import fetch

@@ -13,8 +13,9 @@ from fm.files import digest_folder, read_manifest, seal
 from fm.job import Job
 from fm.layout import Storage
 from fm.presets import PRESETS
+from fm.request import TaskType, TrainRequest
 from fm.resolve import context_length_of
-from fm.types import DataCounts, DataRef, ModelRef, TaskType, TrainRequest
+from fm.types import DataCounts, DataRef, ModelRef
 from fm_local.models.tokenizer import ChatTemplate, chat_template_of, load_tokenizer
 from fm_local.prepare.encoding import Encoder, encode_all
 from fm_local.prepare.hub import fetch

@@ -15,7 +15,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 
 from fm.errors import MissingExtra
 from fm.layout import StageFolder
-from fm.types import TrainRequest
+from fm.request import TrainRequest
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy", "ftctl")
 _TRACKER_MODULES = {"mlflow": "mlflow", "wandb": "wandb", "tensorboard": "tensorboard"}

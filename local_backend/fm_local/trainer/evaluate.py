@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from fm.types import TaskType, TrainRequest
+from fm.request import TaskType, TrainRequest
 from fm_local.models.generating import continue_tokens, prompt_tokens
 from fm_local.trainer.batching import Examples, collate, micro_batches, rank_share
 from fm_local.trainer.loss import TokenLoss

@@ -7,7 +7,7 @@ and hardly depends on rank; published recipes for 1B to 70B.
 from __future__ import annotations
 
 from fm.rates import KNOWN_RATES
-from fm.types import Method
+from fm.request import Method
 
 _LORA_BY_SIZE = ((0.5e9, 2e-3), (4e9, 1e-3), (float("inf"), 3e-4))
 """(parameters below, rate)."""

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from fm.layout import Storage
 from fm.lifecycle import Status
+from fm.request import TrainRequest
 from fm.types import (
     Caller,
     Checkpoint,
@@ -25,7 +26,6 @@ from fm.types import (
     ModelVersion,
     Principal,
     RunRecord,
-    TrainRequest,
 )
 
 PAGE_LIMIT = 1000

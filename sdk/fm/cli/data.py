@@ -29,7 +29,7 @@ def validate(path: str, task_type: str, output: str, quiet: bool) -> None:
     """Check every row; up to 20 faults are named with file, line, field and remedy."""
     from fm.data import check, locate
     from fm.progress import data_progress
-    from fm.types import TaskType
+    from fm.request import TaskType
 
     source = locate(path, field="path")
     with data_progress(source.name) as progress:

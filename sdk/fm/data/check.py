@@ -10,7 +10,8 @@ from typing import Any
 from fm.data.rules import Example, example_of, find_faults, fits, recognise
 from fm.data.source import Source, feed_file
 from fm.errors import DataChanged, DataError, DataFault
-from fm.types import DataRef, TaskType
+from fm.request import TaskType
+from fm.types import DataRef
 
 FAULT_LIMIT = 20
 Progress = Callable[[int, int], None]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from fm.errors import DataFault
-from fm.types import TaskType
+from fm.request import TaskType
 
 
 class Chat(NamedTuple):
