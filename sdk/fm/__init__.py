@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fm import testing as testing
-    from fm.api import cancel as cancel
-    from fm.api import create as create
-    from fm.api import delete as delete
-    from fm.api import get as get
-    from fm.api import get_checkpoints as get_checkpoints
-    from fm.api import get_events as get_events
-    from fm.api import get_models as get_models
-    from fm.api import list as list  # noqa: A004 - the reference's name
-    from fm.api import load as load
-    from fm.api import rerun as rerun
-    from fm.api import validate as validate
-    from fm.api import wait as wait
+    from fm.api.create import create as create
+    from fm.api.create import rerun as rerun
+    from fm.api.create import validate as validate
+    from fm.api.models import get_models as get_models
+    from fm.api.models import load as load
+    from fm.api.runs import cancel as cancel
+    from fm.api.runs import delete as delete
+    from fm.api.runs import get as get
+    from fm.api.runs import get_checkpoints as get_checkpoints
+    from fm.api.runs import get_events as get_events
+    from fm.api.runs import list as list  # noqa: A004 - the reference's name
+    from fm.api.runs import wait as wait
     from fm.context import backend as backend
     from fm.creation import DryRun as DryRun
     from fm.creation import RequestWarning as RequestWarning
@@ -56,7 +56,9 @@ _ERRORS = (
     "RunFailed RunStopped StoreError Unavailable Unsupported WaitTimeout"
 )
 _WHERE = {
-    "fm.api": "cancel create delete get get_checkpoints get_events get_models list load rerun validate wait",
+    "fm.api.create": "create rerun validate",
+    "fm.api.models": "get_models load",
+    "fm.api.runs": "cancel delete get get_checkpoints get_events list wait",
     "fm.context": "backend",
     "fm.creation": "DryRun RequestWarning",
     "fm.duration": "Duration",

@@ -10,12 +10,13 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from fm.clock import Clock, SystemClock
 from fm.files import disk_errors, make_private, write_json
 from fm.layout import StageFolder
 from fm.lifecycle import EventType
@@ -74,27 +75,29 @@ class Reporter:
     last line, which readers pass over and the next process of the stage never continues.
     """
 
-    def __init__(self, folder: StageFolder) -> None:
+    def __init__(self, folder: StageFolder, clock: Clock | None = None) -> None:
         self._folder = folder
+        self._clock = clock or SystemClock()
         self._events = _append_only(folder.events)
         self._metrics = _append_only(folder.metrics)
         self._last_beat = 0.0
 
     def event(self, type: EventType, message: str, **data: Any) -> None:
         """Reports what happened. `data` must be JSON-able; the agent copies it to the store."""
-        self._line(self._events, {"type": type.value, "time": _now(), "message": message, "data": data})
+        line = {"type": type.value, "time": self._clock.now().isoformat(), "message": message, "data": data}
+        self._line(self._events, line)
         os.fsync(self._events.fileno())
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
         """Reports figures of optimiser step `step`."""
-        self._line(self._metrics, {"step": step, "time": _now(), "values": dict(values)})
+        self._line(self._metrics, {"step": step, "time": self._clock.now().isoformat(), "values": dict(values)})
 
     def heartbeat(self, step: int, *, every: float = 1.0) -> None:
         """Shows that step `step` is done; written at most once in `every` seconds."""
         now = time.monotonic()
         if now - self._last_beat >= every:
             self._last_beat = now
-            write_json(self._folder.heartbeat, {"step": step, "time": _now()})
+            write_json(self._folder.heartbeat, {"step": step, "time": self._clock.now().isoformat()})
 
     def close(self) -> None:
         self._events.close()
@@ -107,7 +110,3 @@ class Reporter:
 
 def _append_only(path: Path) -> IO[bytes]:
     return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab", buffering=0)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat()

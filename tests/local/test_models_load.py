@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fm.errors import Conflict, NotFound, RequestError, Unsupported
+from fm.errors import Conflict, FMError, NotFound, RequestError, Unsupported
 from fm.files import read_manifest
 from fm.types import ModelRef
 from fm_local.models import export as export_module
-from fm_local.models.export import MergeError, export
+from fm_local.models.export import export
 from fm_local.models.load import load_causal_lm, open_model
 from support.models import events, examples, make_job, model, run
 
@@ -83,7 +83,7 @@ def test_a_merge_that_changes_the_logits_writes_nothing(tmp_path: Path, monkeypa
     base = model("llama", tmp_path / "base")
     adapter = trained(tmp_path, base, method="lora")
     monkeypatch.setattr(export_module, "_MOST_DIVERGENCE", -1.0)
-    with pytest.raises(MergeError):
+    with pytest.raises(FMError, match="changed its logits"):
         export(adapter, base, tmp_path / "out", merge=True)
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
 

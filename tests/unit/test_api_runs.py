@@ -192,7 +192,7 @@ def test_list_finds_by_name_glob_status_owner_and_moment(data: Path) -> None:
 
 def test_list_reads_page_after_page(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [fm.create(MODEL, data).name for _ in range(5)]
-    monkeypatch.setattr("fm.api.PAGE_LIMIT", 2)
+    monkeypatch.setattr("fm.api.runs.PAGE_LIMIT", 2)
     assert [run.name for run in fm.list(limit=None)] == names[::-1]
     assert [run.name for run in fm.list(limit=3)] == names[:1:-1]
 

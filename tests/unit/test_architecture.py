@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[2]
 SOURCES = {"fm": ROOT / "sdk", "fm_local": ROOT / "local_backend", "fm_server": ROOT / "server_stub"}
 
 LAYERS = [
-    {"errors", "duration", "names", "clock", "presets", "layout"},
-    {"lifecycle", "types", "files", "job", "launching", "settings", "plugins"},
+    {"errors", "duration", "names", "clock", "presets", "layout", "rates"},
+    {"lifecycle", "request", "types", "files", "job", "launching", "settings", "plugins"},
     {"store", "data", "backends"},
     {"agent"},
     {"api", "run", "testing", "context", "creation", "follow", "resolve", "caller", "pending", "display", "tables"},

@@ -77,7 +77,7 @@ def test_an_error_becomes_its_message_on_stderr_and_its_exit_code(
         extra = {"extra": "local"} if error is fm.MissingExtra else {"hint": "do that"}
         raise error("what happened \x1b[31m", **extra)
 
-    monkeypatch.setattr("fm.api.list", fail)
+    monkeypatch.setattr("fm.api.runs.list", fail)
     assert run(["runs", "list"]) == error.exit_code
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -93,7 +93,7 @@ def test_an_internal_error_shows_no_traceback_unless_asked(
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("fm.api.list", fail)
+    monkeypatch.setattr("fm.api.runs.list", fail)
     assert run(["runs", "list"]) == 1
     assert "--debug" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):

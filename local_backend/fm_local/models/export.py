@@ -20,10 +20,6 @@ _MOST_DIVERGENCE = 1e-3
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
-class MergeError(FMError):
-    """Merging changed what the model computes; nothing was written."""
-
-
 def export(model_path: Path, base_path: Path | None, out: Path, *, merge: bool) -> Path:
     """Writes the model in `model_path` to the new folder `out`, whole or not at all.
 
@@ -33,7 +29,7 @@ def export(model_path: Path, base_path: Path | None, out: Path, *, merge: bool) 
     Raises:
         Conflict: `out` exists and is not empty.
         RequestError: the base is missing, or does not fit.
-        MergeError: the merged model computes something else.
+        FMError: the merged model computes something else.
         DiskFull: nothing of `out` remains.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -69,7 +65,7 @@ def _merge(adapter_path: Path, base_path: Path | None, out: Path) -> None:
     after = _logits(merged)
     worst = ((after - before).abs().max() / before.abs().max().clamp_min(1e-6)).item()
     if not worst <= _MOST_DIVERGENCE:
-        raise MergeError(
+        raise FMError(
             f"merging {adapter_path} changed its logits by up to {worst:.2%}",
             hint="export without merge, and report this",
         )

@@ -23,10 +23,10 @@ from fm.lifecycle import EventType
 from fm_local.models.tokenizer import chat_template_of, load_tokenizer, stop_token_ids
 from fm_local.prepare.shards import TokenDataset
 from fm_local.trainer import checkpoint, device, schedule
-from fm_local.trainer.batching import Indices, collate, epoch_steps, micro_batches, rank_share
+from fm_local.trainer.batching import collate, epoch_steps, micro_batches, rank_share
 from fm_local.trainer.evaluate import answer_prompts, evaluate
 from fm_local.trainer.finish import save_final
-from fm_local.trainer.loss import TokenLoss
+from fm_local.trainer.loss import TokenLoss, diverged
 from fm_local.trainer.methods import make_optimizer, prepare_model
 from fm_local.trainer.rates import default_rate, rate_warning
 from fm_local.trainer.report import Report
@@ -90,13 +90,14 @@ def train(
     model = accelerator.prepare_model(loss_module)
     optimizer = make_optimizer(request.optimizer, trainee.trainable, request.weight_decay)
     trained = list(trainee.trainable.values())
+    trained_size = sum(parameter.numel() for parameter in trained)
     usual_rate = default_rate(request.method, trainee.parameters, random_weights=trainee.random_weights)
     peak_rate = request.learning_rate or usual_rate
     report.event(
         EventType.MODEL_INITIALIZED,
         f"{job.model.name}: {trainee.parameters:,} parameters on {accelerator.device} in {precision}",
         parameters=trainee.parameters,
-        trainable=sum(parameter.numel() for parameter in trained),
+        trainable=trained_size,
         device=str(accelerator.device),
         precision=precision,
         learning_rate=peak_rate,
@@ -115,7 +116,7 @@ def train(
         "optimizer": request.optimizer,
         "training data": prepared["train"]["shard"],
     }
-    at = schedule.Position(closing=_guess_closing(trained, look=bool(held_out or request.eval_prompts)))
+    at = schedule.Position(closing=schedule.guess_closing(trained_size, look=bool(held_out or request.eval_prompts)))
     if found := checkpoint.newest_whole(job.resume_from):
         at = checkpoint.restore(found, trainee.trainable, optimizer, same=same)
     steps = epoch_steps(data.lengths, request.batch_size, request.seed, at.epoch)
@@ -239,7 +240,7 @@ def train(
         norm = torch.nn.utils.clip_grad_norm_(trained, request.max_grad_norm)
         step_loss, accuracy, grad_norm = torch.cat([sums / labels, norm[None].to(sums)]).tolist()
         if not (math.isfinite(step_loss) and math.isfinite(grad_norm)):
-            raise _diverged(at.step + 1, step_loss, grad_norm, rate, examples)
+            raise diverged(at.step + 1, step_loss, grad_norm, rate, examples)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -293,20 +294,3 @@ def train(
 
 class _Interrupted(Exception):
     """Asked to stop while looking at the model."""
-
-
-def _guess_closing(trained: list[torch.nn.Parameter], *, look: bool) -> dict[str, float]:
-    """Seconds for what follows the last step, before any of it was measured: AdamW's checkpoint is three times the
-    weights, and writing with digests makes 100 MB/s on a slow disk."""
-    seconds = 4e-8 * sum(parameter.numel() for parameter in trained)
-    return {"save": 0.2 + 3 * seconds, "final": 0.3 + seconds, "look": 1.0 * look}
-
-
-def _diverged(step: int, loss: float, norm: float, rate: float, examples: Indices) -> RequestError:
-    rows = ", ".join(str(int(index)) for index in examples[:8]) + ("…" if len(examples) > 8 else "")
-    return RequestError(
-        f"step {step}: the loss is {loss} and the gradient's norm {norm} at learning rate {rate:.3g}; "
-        "nothing of this step was kept",
-        field="learning_rate",
-        hint=f"lower the learning rate, or look at examples {rows} of the data; the last checkpoint is sound",
-    )

@@ -73,7 +73,7 @@ class ScriptedLauncher:
     def start(self, run: RunRecord, folder: StageFolder, stage: Stage) -> Handle:
         number = next(self._numbers)
         make_private(folder.path)
-        self._stages[number] = _Stage(self.script, folder, run, self._deaths)
+        self._stages[number] = _Stage(self.script, folder, run, self._deaths, self._clock)
         return {"stage": number, "kind": stage}
 
     def poll(self, handle: Handle) -> Poll:
@@ -96,6 +96,7 @@ class _Stage:
     folder: StageFolder
     run: RunRecord
     deaths: set[tuple[str, int]]
+    clock: SimulatedClock
     code: int | None = None
     stopping: bool = False
     work: Iterator[None] = field(init=False)
@@ -104,7 +105,7 @@ class _Stage:
         self.job = Job.read(self.folder)
         duration = self.job.request.duration
         self.steps = self.script.steps or (duration.value if duration.unit is Unit.BATCH else 10)
-        self.report = Reporter(self.folder)
+        self.report = Reporter(self.folder, self.clock)
         self.work = self._check() if self.job.stage == "check" else self._train()
 
     def advance(self) -> None:

@@ -46,7 +46,7 @@ _OWN = {"dry_run", "backend"}
 
 def parameters() -> dict[str, str]:
     """The parameters of `fm.create` in their order, each with its line of help, taken from its docstring."""
-    from fm.api import create as function
+    from fm.api.create import create as function
 
     text = inspect.getdoc(function) or ""
     helps = {
@@ -94,9 +94,9 @@ def create(file: Path | None, follow: bool, dry_run: bool, output: str, quiet: b
     """
     import warnings
 
-    from fm.api import create as create_run
-    from fm.api import validate
-    from fm.cli.runs import started
+    from fm.api.create import create as create_run
+    from fm.api.create import validate
+    from fm.cli.chosen import started
 
     values = (read_file(file) if file else {}) | given_flags(flags)
     for name in ("model", "train_data_path"):

@@ -101,7 +101,7 @@ def rm(model: str, yes: bool) -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or mps.")
 def try_model(model: str, prompt: str | None, chat: bool, device: str) -> None:
     """Let a model answer PROMPT; without one, talk to it line by line until Ctrl-D."""
-    from fm.api import load
+    from fm.api.models import load
 
     opened = load(model, device=device)
     if prompt is not None:
@@ -133,7 +133,7 @@ def _cells(version: ModelVersion) -> tuple[Any, ...]:
 def _list_available(output: str, quiet: bool) -> None:
     from dataclasses import asdict
 
-    from fm.api import get_models
+    from fm.api.models import get_models
 
     rows = [
         ((model.name, model.kind, model.max_context_length or "", model.display_name), asdict(model), model.name)

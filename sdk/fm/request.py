@@ -1,0 +1,179 @@
+"""What `fm.create` is asked for, checked when it is built. Unknown fields are refused: no typing error is ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fm.duration import Duration
+from fm.errors import RequestError
+from fm.names import check_model_name, check_run_name
+
+Method = Literal["lora", "full"]
+
+
+class TaskType(StrEnum):
+    """What the rows of the data are, and which of their tokens are trained on."""
+
+    CHAT_COMPLETION = "CHAT_COMPLETION"
+    """``{"messages": [{"role", "content"}, …]}``; the chat template is applied; assistant turns are trained."""
+    INSTRUCTION_FINETUNE = "INSTRUCTION_FINETUNE"
+    """``{"prompt", "response"}``; the text as it stands; the response is trained."""
+    CONTINUED_PRETRAIN = "CONTINUED_PRETRAIN"
+    """Raw text; every token is trained."""
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_enum_values=False, protected_namespaces=(), defer_build=True
+    )
+
+
+class LoraConfig(_Request):
+    """The adapter's shape. Defaults follow "LoRA without regret" (Thinking Machines, 2025): all linear layers."""
+
+    rank: int = Field(16, ge=1, le=1024)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of the linear layers that get an adapter, as in ``("q_proj", "v_proj")``."""
+
+
+class TrainRequest(_Request):
+    """What to train on what. Where it is kept and run (backend, launcher) is not part of it.
+
+    The first twelve fields are those of the reference, in its order; `fm.create` documents all of them.
+    """
+
+    model: str = Field(min_length=1)
+    train_data_path: str = Field(min_length=1)
+    register_to: str | None = None
+    experiment_path: str = ""
+    task_type: TaskType = TaskType.CHAT_COMPLETION
+    eval_data_path: str | None = None
+    eval_prompts: tuple[str, ...] = ()
+    custom_weights_path: str | None = None
+    training_duration: str = "1ep"
+    learning_rate: float | None = Field(None, gt=0, le=10, allow_inf_nan=False)
+    context_length: int | None = Field(None, ge=8)
+    method: Method = "lora"
+    lora: LoraConfig = LoraConfig()
+    batch_size: int = Field(16, ge=1, le=65536)
+    seed: int = Field(17, ge=0, lt=2**31)
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    lr_scheduler: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: float = Field(0.02, ge=0, lt=1)
+    """Share of the training over which the rate climbs to its peak."""
+    weight_decay: float = Field(0.0, ge=0, le=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    packing: Literal["auto"] | bool = "auto"
+    train_on: Literal["last", "all"] = "last"
+    """Which assistant turns of a chat are trained."""
+    eval_interval: str = "auto"
+    """A duration; "auto" is ten times over the training. The end is always evaluated."""
+    save_interval: str = "auto"
+    """A duration; "auto" is ten times over the training."""
+    keep_checkpoints: int = Field(2, ge=1)
+    trackers: tuple[Literal["mlflow", "wandb", "tensorboard"], ...] = ()
+    num_processes: int = Field(1, ge=1, le=1024)
+    name: str | None = None
+    tags: dict[str, str] = Field(default_factory=dict)
+
+    @classmethod
+    def build(cls, values: Mapping[str, Any]) -> Self:
+        """Validates `values`.
+
+        Raises:
+            RequestError: names the first field that is wrong, and what it may be.
+        """
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise _translate(error) from None
+
+    @field_validator("training_duration", mode="before")
+    @classmethod
+    def _duration(cls, value: Any) -> str:
+        return str(Duration.parse(value))
+
+    @field_validator("eval_interval", "save_interval", mode="before")
+    @classmethod
+    def _interval(cls, value: Any) -> Any:
+        return "auto" if value in (None, "auto") else str(Duration.parse(value))
+
+    @field_validator("learning_rate", mode="before")
+    @classmethod
+    def _rate(cls, value: Any) -> Any:
+        # Public scripts for the reference pass the string "5e-7".
+        if isinstance(value, str):
+            try:
+                return float(value)
+            except ValueError:
+                raise RequestError(
+                    f"learning_rate {value!r} is not a number", field="learning_rate", hint="write 1e-4"
+                ) from None
+        return value
+
+    @field_validator("task_type", mode="before")
+    @classmethod
+    def _task(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("eval_prompts", mode="before")
+    @classmethod
+    def _prompts(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise RequestError("eval_prompts is one text, not a list", field="eval_prompts", hint="write [text]")
+        return tuple(value or ())
+
+    @field_validator("trackers", mode="before")
+    @classmethod
+    def _trackers(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else tuple(value or ())
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _lora(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+    @field_validator("register_to")
+    @classmethod
+    def _register_to(cls, value: str | None) -> str | None:
+        return check_model_name(value, parts=(2, 3), field="register_to") if value else None
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str | None) -> str | None:
+        return check_run_name(value) if value is not None else None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.task_type is TaskType.CONTINUED_PRETRAIN and self.train_on != "last":
+            raise RequestError(
+                'train_on chooses assistant turns, and CONTINUED_PRETRAIN has none', field="train_on",
+                hint="leave train_on out",
+            )
+        return self
+
+    @property
+    def duration(self) -> Duration:
+        """`training_duration`, parsed."""
+        return Duration.parse(self.training_duration)
+
+
+def _translate(error: ValidationError) -> RequestError:
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "request"
+    if first["type"] == "extra_forbidden":
+        import difflib
+
+        near = difflib.get_close_matches(field, TrainRequest.model_fields, n=1)
+        hint = f"did you mean {near[0]}?" if near else "`ftctl create --help` lists the parameters"
+        return RequestError(f"there is no parameter {field}", field=field, hint=hint)
+    if first["type"] == "missing":
+        return RequestError(f"{field} is required", field=field, hint=f"pass {field}=…")
+    return RequestError(f"{field}: {first['msg'][:1].lower()}{first['msg'][1:]}; got {first['input']!r}", field=field)
