@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from fm.backends.base import Backend
-from fm.errors import RequestError
+from fm.errors import RequestError, Unsupported
 from fm.plugins import load
 
 _chosen: ContextVar[Backend | None] = ContextVar("fm_backend", default=None)
@@ -26,7 +26,7 @@ class backend:  # noqa: N801 - used as a function: `fm.backend("fake")`
     and what the block calls, in this thread or task only. Runs made earlier stay with the backend that made them.
 
     Args:
-        which: "local", "fake", the name of an installed backend, a URL of a server, or an opened backend.
+        which: "local", "fake", the name of an installed backend, or an opened backend.
         options: passed on to the backend that is opened, as in ``fm.backend("fake", ...)``.
 
     Raises:
@@ -65,10 +65,13 @@ def _open(which: str | Backend, options: dict[str, Any]) -> Backend:
         if options:
             raise RequestError("options go with a backend's name, not with an opened backend", field="backend")
         return which
-    name, arguments = ("remote", (which,)) if "://" in which else (which, ())
+    if "://" in which:
+        raise Unsupported(
+            f"backend {which!r}: this version of ftctl can't reach a server", field="backend", hint='use "local"'
+        )
     if options:
-        return cast(Backend, load("backends", name)(*arguments, **options))
+        return cast(Backend, load("backends", which)(**options))
     key = (which, *(os.environ.get(setting) for setting in _SETTINGS))
     if key not in _opened:
-        _opened[key] = load("backends", name)(*arguments)
+        _opened[key] = load("backends", which)()
     return _opened[key]
