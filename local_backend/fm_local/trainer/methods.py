@@ -159,6 +159,11 @@ def _check_same_shape(peft_model: Any, alpha: float, existing: Path, weights: Ma
         )
 
 
+_BETAS = (0.9, 0.95)
+"""As language models are usually trained (GPT-3, Llama) and as the reference has it. With torch's 0.999 the demo's first
+stage ends at a held-out loss of 4.13 instead of 3.64."""
+
+
 def make_optimizer(
     name: str, trainable: Mapping[str, torch.nn.Parameter], weight_decay: float
 ) -> torch.optim.Optimizer:
@@ -178,4 +183,5 @@ def make_optimizer(
             groups, lr=0.0, scale_parameter=False, relative_step=False, warmup_init=False
         )
         return adafactor
-    return torch.optim.AdamW(groups, lr=0.0, fused=next(iter(trainable.values())).device.type in ("cpu", "cuda"))
+    fused = next(iter(trainable.values())).device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=0.0, betas=_BETAS, fused=fused)

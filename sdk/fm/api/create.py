@@ -91,7 +91,7 @@ def create(
         lora: the adapter's shape: rank 16, alpha 32, all linear layers.
         batch_size: examples per optimiser step, over all processes.
         seed: of the shuffling, of new weights and of dropout. The same request gives the same weights.
-        optimizer: "adamw" or "adafactor".
+        optimizer: "adamw" (betas 0.9 and 0.95) or "adafactor".
         lr_scheduler: how the rate falls from its peak: "linear" or "cosine" to 0, or "constant".
         warmup: share of the training over which the rate climbs to its peak.
         weight_decay: AdamW's decoupled decay.
