@@ -14,9 +14,9 @@ from fm.backends.stored import StoreBackend
 
 
 @contextmanager
-def local_backend(home: Path, *, agent: str = "auto") -> Iterator[StoreBackend]:
+def local_backend(home: Path, **more: str) -> Iterator[StoreBackend]:
     """The local backend of FM_HOME=`home`. On leaving, agents and trainers that belong to it are killed."""
-    settings = {"FM_HOME": str(home), "FM_AGENT": agent, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
+    settings = {"FM_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", **more}
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:

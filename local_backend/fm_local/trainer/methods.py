@@ -160,8 +160,8 @@ def _check_same_shape(peft_model: Any, alpha: float, existing: Path, weights: Ma
 
 
 _BETAS = (0.9, 0.95)
-"""As language models are usually trained (GPT-3, Llama) and as the reference has it. With torch's 0.999 the demo's first
-stage ends at a held-out loss of 4.13 instead of 3.64."""
+"""As language models are usually trained (GPT-3, Llama) and as the reference has it. With torch's 0.999 the demo's
+first stage ends at a held-out loss of 4.13 instead of 3.64."""
 
 
 def make_optimizer(
