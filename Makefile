@@ -41,7 +41,7 @@ lint: $(STAMP)
 
 # Those that train share the cores among their own threads; the others share them among processes.
 test: lint
-	$(BIN)/pytest tests/unit tests/contract -n auto --maxprocesses 4
+	$(BIN)/pytest tests/unit tests/contract -n auto --maxprocesses 4 --dist loadscope
 	$(BIN)/pytest tests --ignore tests/unit --ignore tests/contract
 
 bench: $(STAMP)

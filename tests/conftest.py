@@ -10,14 +10,12 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-_KEPT = ("FM_TEST_POSTGRES",)
-
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """HOME and FM_HOME are empty folders, and no `FM_*` or `HF_*` setting of the machine reaches the test."""
     for name in list(os.environ):
-        if name.startswith(("FM_", "HF_", "MLFLOW_", "WANDB_")) and name not in _KEPT:
+        if name.startswith(("FM_", "HF_", "MLFLOW_", "WANDB_")):
             monkeypatch.delenv(name)
     home = tmp_path / "home"
     home.mkdir()
