@@ -188,3 +188,10 @@ def test_a_preset_is_trained_from_random_weights_and_reopens_with_its_tokenizer(
     assert open_model(folder.final, device="cpu").generate("abc", max_new_tokens=3) is not None
     with pytest.raises(RequestError, match="random weights"):
         trained(tmp_path / "lora", preset, method="lora")  # type: ignore[arg-type]
+
+
+def test_opening_a_model_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = model("llama", tmp_path / "base")
+    capfd.readouterr()
+    load_causal_lm(path)
+    assert capfd.readouterr() == ("", "")

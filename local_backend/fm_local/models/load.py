@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging
 
 from fm.errors import NotFound, RequestError, Unsupported
 from fm_local.models.generating import continue_tokens, prompt_tokens
@@ -42,14 +44,15 @@ def load_causal_lm(path: Path, *, dtype: torch.dtype | None = None) -> Any:
         )
     refuse_pickles(path)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype or "auto",
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with _no_bars():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype or "auto",
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except (ValueError, KeyError) as error:
         raise Unsupported(
             f"the model in {path} can't be opened: {error}",
@@ -209,6 +212,18 @@ def load_adapted(adapter_path: Path, base_path: Path | None, *, dtype: torch.dty
             field="model",
             hint="use the base that adapter_config.json names",
         ) from None
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Within it transformers draws no progress bars, which would stand between a question and its answer."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _best_device() -> str:
