@@ -97,7 +97,7 @@ def wait_for(
                 if (left := deadline - clock()) <= 0:
                     raise WaitTimeout(
                         f"run {run.name} is still {run.status.value} after {timeout:g} s",
-                        hint=f"it goes on; wait again, or `ftctl runs logs -f {run.name}`",
+                        hint=f"it goes on; wait again, with `ftctl runs wait {run.name}`",
                     )
                 pause = min(pause, left)
             sleep(pause)
@@ -129,6 +129,6 @@ def detached_by_interrupt(run: Run) -> Iterator[None]:
         yield
     except KeyboardInterrupt as interrupt:
         if not getattr(interrupt, "ftctl_said", False):  # once, where one such block lies in another
-            print(f"\ndetached; {run.name} goes on. Come back with: ftctl runs logs -f {run.name}", file=sys.stderr)
+            print(f"\ndetached; {run.name} goes on. Come back with: ftctl runs wait {run.name}", file=sys.stderr)
             interrupt.ftctl_said = True  # type: ignore[attr-defined]
         raise

@@ -71,7 +71,7 @@ def test_logs_are_whole_and_following_them_gives_the_same(run: fm.Run) -> None:
 def test_wait_gives_up_after_its_timeout_and_the_run_goes_on(run: fm.Run, fm_fake: ScriptedLauncher) -> None:
     fm_fake.script = fm.testing.Script(holds_at=3)
     times = iter(range(1000))
-    with pytest.raises(fm.WaitTimeout, match="ftctl runs logs -f qa-1"):
+    with pytest.raises(fm.WaitTimeout, match="ftctl runs wait qa-1"):
         wait_for(run, timeout=50, clock=lambda: float(next(times)), sleep=lambda _: None)
     assert not run.refresh().status.is_terminal()
     with pytest.raises(fm.WaitTimeout):
@@ -88,7 +88,7 @@ def test_ctrl_c_while_waiting_detaches_and_says_how_to_come_back(
 
     with pytest.raises(KeyboardInterrupt):
         wait_for(run, sleep=interrupt)
-    assert "ftctl runs logs -f qa-1" in capsys.readouterr().err
+    assert "ftctl runs wait qa-1" in capsys.readouterr().err
     assert not run.refresh().status.is_terminal()
 
 
