@@ -60,7 +60,7 @@ def show_progress(run: Run) -> Iterator[Callable[[Event], None]]:
             if eta := run.formatted_eta:
                 facts.append(f"{eta} left")
             if event.type is not EventType.TRAIN_UPDATED:
-                bar.console.print(event_line(event), markup=False, highlight=False)
+                bar.console.print(event_line(event), markup=False, highlight=False, soft_wrap=True)
             record = run.record
             bar.update(task, description=escape(_title(run)), completed=record.step, total=record.total_steps)
             if facts:
