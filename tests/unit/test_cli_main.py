@@ -96,8 +96,18 @@ def test_an_internal_error_shows_no_traceback_unless_asked(
     monkeypatch.setattr("fm.api.runs.list", fail)
     assert run(["runs", "list"]) == 1
     assert "--debug" in capsys.readouterr().err
-    with pytest.raises(ZeroDivisionError):
-        run(["runs", "list", "--debug"])
+    assert run(["runs", "list", "--debug"]) == 1
+    assert "ZeroDivisionError: oh" in capsys.readouterr().err
+
+
+def test_debug_adds_the_traceback_and_keeps_message_and_exit_code(
+    fm_fake: object,  # noqa: ARG001
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["--debug", "runs", "get", "nope"]) == 4
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "ftctl: there is no run 'nope'" in shown
 
 
 @pytest.mark.parametrize(
@@ -153,7 +163,7 @@ def test_ctrl_c_detaches_with_130_and_says_how_to_come_back(tmp_path: Path) -> N
     process.send_signal(signal.SIGINT)
     rest = process.stderr.read()
     assert process.wait(30) == INTERRUPTED
-    assert "ftctl runs logs -f left" in rest
+    assert "ftctl runs wait left" in rest
     assert "Traceback" not in rest
 
 

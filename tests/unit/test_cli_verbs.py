@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -241,3 +243,45 @@ def test_gc_refuses_a_storage_root_that_others_may_share(
     assert run(["gc", "-y"]) == fm.Conflict.exit_code
     assert "--only-store" in capsys.readouterr().err
     assert run(["gc", "-y", "--only-store"]) == 0
+
+
+@pytest.mark.parametrize(("flag", "key"), [("--duration", "training_duration"), ("--training-duration", "duration")])
+def test_a_duration_flag_overrides_the_files_under_either_name(
+    data: str, tmp_path: Path, flag: str, key: str
+) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(f"model: org/m\ntrain_data_path: {data}\n{key}: 3ep\n")
+    assert run(["create", "-f", str(file), flag, "5ep"]) == 0
+    assert fm.list()[0].record.request.training_duration == "5ep"
+
+
+def test_create_passes_on_warnings_about_the_request_and_no_others(
+    data: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fm.create
+
+    def noisy(**values: Any) -> fm.Run:
+        warnings.warn("subprocess 1 is still running", ResourceWarning, stacklevel=2)
+        return real(**values)
+
+    monkeypatch.setattr("fm.api.create.create", noisy)
+    assert run(["create", "org/m", data, "--learning-rate", "5"]) == 0
+    shown = capsys.readouterr().err
+    assert "warning: learning_rate" in shown
+    assert "subprocess" not in shown
+
+
+def test_following_ends_with_the_model_that_was_registered(data: str, capsys: Capture) -> None:
+    assert run(["create", "org/m", data, "--register-to", "main.support.bot", "--follow"]) == 0
+    assert "ftctl models try main.support.bot/1" in capsys.readouterr().err
+
+
+def test_fields_within_fields_have_a_row_each(qa: fm.Run, capsys: Capture) -> None:
+    shown = out(capsys, "runs", "get", qa.name)
+    assert re.search(r"^lora\.rank +16$", shown, re.MULTILINE)
+    assert "{" not in shown
+
+
+def test_a_figure_that_there_is_not_is_named(qa: fm.Run, capsys: Capture) -> None:
+    assert run(["runs", "metrics", qa.name, "--key", "nope"]) == 0
+    assert "no figure nope" in capsys.readouterr().err

@@ -55,8 +55,9 @@ def show_runs(chosen: list[Run], output: str, quiet: bool) -> None:
 
 def cells(run: Run) -> tuple[str, ...]:
     """The run's row under `COLUMNS`."""
-    since = age(run.created_at)
-    return run.name, run.status.value, run.run_progress, run.formatted_eta, run.model, run.created_by, since, run.id
+    record, since = run.record, age(run.created_at)
+    steps = f"{record.step:,}/{record.total_steps:,}" if record.total_steps else run.run_progress
+    return run.name, run.status.value, steps, run.formatted_eta, run.model, run.created_by, since, run.id
 
 
 def started(run: Run, follow: bool, output: str, quiet: bool) -> None:
@@ -70,3 +71,5 @@ def started(run: Run, follow: bool, output: str, quiet: bool) -> None:
     run.wait(raise_on_failure=False)
     show_runs([run], output, quiet)
     raise_for_status(run)
+    if run.registered_model:
+        click.echo(f"registered {run.registered_model}; try it with: ftctl models try {run.registered_model}", err=True)

@@ -97,13 +97,15 @@ def create(file: Path | None, follow: bool, dry_run: bool, output: str, quiet: b
     from fm.api.create import create as create_run
     from fm.api.create import validate
     from fm.cli.chosen import started
+    from fm.creation import RequestWarning
 
-    values = (read_file(file) if file else {}) | given_flags(flags)
+    values = _overridden(read_file(file) if file else {}, given_flags(flags))
     for name in ("model", "train_data_path"):
         if values.get(name) is None:
             raise click.UsageError(f"{name} is missing: pass it as an argument, or in a file with -f")
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+        warnings.simplefilter("ignore")  # what Python and libraries warn their developers of is not the user's
+        warnings.simplefilter("always", RequestWarning)
         if dry_run:
             _show_plan(validate(**values), output)
         else:
@@ -132,6 +134,13 @@ def given_flags(flags: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+def _overridden(values: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """The values of a file with those of flags in their place, also where the two use another name for the same."""
+    both = {"duration": "training_duration", "training_duration": "duration"}
+    taken = {both[key] for key in flags if key in both}
+    return {key: value for key, value in values.items() if key not in taken} | flags
+
+
 def read_file(path: Path) -> dict[str, Any]:
     """The parameters in a YAML file. Nothing but plain values is read from it.
 
@@ -142,6 +151,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
     try:
         loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        loader.name = str(path)  # in messages
         node = loader.get_single_node()
         values = loader.construct_document(node) if node else {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -33,7 +33,10 @@ class Finding:
 @click.command()
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="Output format.")
 def doctor(output: str) -> None:
-    """Check the installation, the devices, the run store and the disk. Changes nothing but an empty FM_HOME."""
+    """Check the installation and this machine.
+
+    It looks at the extras, the devices, the run store and the disk, and changes nothing but an empty FM_HOME.
+    """
     findings = list(examine())
     if output == "json":
         click.echo(to_json([{name: getattr(f, name) for name in Finding.__slots__} for f in findings], indent=2))

@@ -13,7 +13,10 @@ from fm.display import human_bytes
 @click.option("--only-store", is_flag=True, help="No other run store keeps runs in FM_RUNS.")
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 def gc(dry_run: bool, only_store: bool, yes: bool) -> None:
-    """Remove folders of removed runs, unregistered model files, and tokenised data not used for a week."""
+    """Free the space of what belongs to nothing any more.
+
+    That is folders of removed runs, unregistered model files, and tokenised data not used for a week.
+    """
     from fm.garbage import find_garbage, remove
     from fm.settings import Settings
     from fm.store.store import RunStore

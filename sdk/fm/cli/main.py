@@ -91,11 +91,12 @@ def run(arguments: list[str]) -> int:
         return INTERRUPTED
     except (FMError, click.ClickException) as error:
         if debug:
-            raise
+            _show_traceback()
         return _explain(error)
     except Exception as error:
         if debug:
-            raise
+            _show_traceback()
+            return 1
         click.echo(
             f"ftctl: internal error: {type(error).__name__}: {_clean(str(error))}\n"
             "  → run it again with --debug, and report what that shows",
@@ -110,6 +111,12 @@ def _explain(error: FMError | click.ClickException) -> int:
         return error.exit_code
     click.echo(f"ftctl: {_clean(str(error))}", err=True)
     return error.exit_code
+
+
+def _show_traceback() -> None:
+    import traceback
+
+    click.echo(traceback.format_exc(), err=True)
 
 
 def _clean(text: str) -> str:

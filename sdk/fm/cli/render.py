@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -19,6 +19,8 @@ _STYLES = {
     "COMPLETED": "green", "RUNNING": "cyan", "STARTING": "cyan", "FAILED": "red", "STOPPED": "yellow",
     "TERMINATING": "yellow", "ok": "green", "warn": "yellow", "fail": "red",
 }
+_WHOLE = {"ID", "STATUS", "RUN"}
+"""Columns that are not broken over lines on a narrow terminal: they are short, and copied from there."""
 
 
 def output_options(command: F) -> F:
@@ -48,11 +50,11 @@ def show_many(columns: Sequence[str], rows: Iterable[Row], output: str, quiet: b
 
 
 def show_one(value: Mapping[str, Any], name: str, output: str, quiet: bool) -> None:
-    """Prints one thing, field by field."""
+    """Prints one thing, field by field; in a table ``a.b`` is the field b of a, and empty fields are left out."""
     if quiet:
         click.echo(one_line(name))
     elif output == "table":
-        table(("field", "value"), [(key, _text(item)) for key, item in value.items() if item not in (None, "", {}, [])])
+        table(("field", "value"), list(_fields(value)))
     else:
         click.echo(to_json(value, indent=2 if output == "json" else None))
 
@@ -68,7 +70,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
     shown = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        shown.add_column(column, overflow="fold")
+        shown.add_column(column, overflow="fold", no_wrap=column in _WHOLE)
     for row in rows:
         cells = [one_line(str(cell)) for cell in row]
         shown.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in cells))  # Text: no markup is read
@@ -78,6 +80,14 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """JSON in which all that a terminal could act on is escaped."""
     return json.dumps(value, indent=indent, default=str)
+
+
+def _fields(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from _fields(item, f"{prefix}{key}.")
+        elif item not in (None, "", [], ()):
+            yield prefix + key, _text(item)
 
 
 def _text(value: Any) -> str:

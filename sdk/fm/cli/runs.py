@@ -82,7 +82,10 @@ def logs(run: str, follow: bool, tail: int | None) -> None:
 
     handle = get_run(run)
     if not follow:
-        click.echo(_tail(handle.logs(), tail), nl=False)
+        text = handle.logs()
+        click.echo(_tail(text, tail), nl=False)
+        if not text:
+            click.echo(f"it printed nothing; what happened: ftctl runs events {handle.name}", err=True)
         return
     with detached_by_interrupt(handle):
         offset = 0
@@ -134,7 +137,7 @@ def metrics(run: str, keys: tuple[str, ...], output: str, quiet: bool) -> None:
     for row in figures:
         cells = [row.step, *(f"{row.values[key]:.6g}" if key in row.values else "" for key in figures.keys)]
         rows.append((cells, row.model_dump(mode="json"), str(row.step)))
-    show_many(columns, rows, output, quiet, none="no metrics yet")
+    show_many(columns, rows, output, quiet, none=f"no figure {', '.join(keys)}" if keys else "no metrics yet")
 
 
 @runs.command()
