@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -31,6 +32,8 @@ logger = logging.getLogger("fm.agent")
 _BUSY_PAUSE = 0.2
 _IDLE_PAUSE = 1.0
 _ANNOUNCE = timedelta(seconds=5)
+_HANDOVER = timedelta(seconds=15)
+"""How long an agent that was started for a run waits for one that makes room, or that only looks who lives here."""
 IDLE_END = timedelta(seconds=20)
 """How long an agent that was started for a run stays when there is no work left."""
 
@@ -39,6 +42,12 @@ def lock_path(settings: Settings) -> Path:
     """The file whose lock says that an agent for this store lives on this machine."""
     store = hashlib.sha256(settings.store_url.encode()).hexdigest()[:12]
     return settings.home / f"agent-{store}.lock"
+
+
+def place_of(settings: Settings) -> str:
+    """Names where there is at most one agent at a time. Agents of one machine that serve one store from two homes are
+    not each other's successors."""
+    return f"{socket.gethostname()}:{settings.home}"
 
 
 @contextmanager
@@ -58,33 +67,44 @@ def agent_lock(settings: Settings) -> Iterator[bool]:
 
 
 def serve(
-    settings: Settings, stop: threading.Event, *, forever: bool, idle_end: timedelta = IDLE_END
+    settings: Settings,
+    stop: threading.Event,
+    *,
+    forever: bool,
+    idle_end: timedelta = IDLE_END,
+    patience: timedelta = timedelta(0),
 ) -> None:
-    """Runs the agent until `stop` is set or, unless `forever`, there has been no work for `idle_end`.
+    """Runs the agent until `stop` is set, it is drained or, unless `forever`, there has been no work for `idle_end`.
 
     Raises:
-        Conflict: another agent for this store lives on this machine.
+        Conflict: another agent for this store lives on this machine, and `patience` later still does.
     """
     settings.prepare_home()
     store = RunStore(settings.store_url)
+    give_up, drained = time.monotonic() + patience.total_seconds(), False
     try:
         while True:
             with agent_lock(settings) as held:
-                if not held:
+                if held:
+                    drained = _serve(settings, store, stop, None if forever else idle_end)
+                elif time.monotonic() >= give_up:
                     raise Conflict("an agent for this run store is alive on this machine already")
-                _serve(settings, store, stop, None if forever else idle_end)
             # A run may have been made while the lock was still held, by somebody who saw it and so started no agent.
-            if stop.is_set() or not store.has_unfinished():
+            if stop.is_set() or drained or (held and not store.has_unfinished()):
                 return
+            stop.wait(_IDLE_PAUSE if held else _BUSY_PAUSE)
     finally:
         store.close()
 
 
-def _serve(settings: Settings, store: RunStore, stop: threading.Event, idle_end: timedelta | None) -> None:
-    # Agents of one machine that serve one store from two homes are not each other's successors.
-    place = f"{socket.gethostname()}:{settings.home}"
+def _serve(settings: Settings, store: RunStore, stop: threading.Event, idle_end: timedelta | None) -> bool:
+    """Returns whether it was drained: then the next agent here is to be one of a newer version."""
     agent = Agent(
-        store, settings.storage, lambda name: plugins.load("launchers", name)(), Devices.of_this_machine(), place
+        store,
+        settings.storage,
+        lambda name: plugins.load("launchers", name)(),
+        Devices.of_this_machine(),
+        place_of(settings),
     )
     store.announce(agent.id, agent.place, os.getpid(), fm.__version__)
     announced = idle_since = store.clock.now()
@@ -97,13 +117,14 @@ def _serve(settings: Settings, store: RunStore, stop: threading.Event, idle_end:
                 announced = now
                 if store.announce(agent.id, agent.place, os.getpid(), fm.__version__):
                     logger.info("drained: a newer agent takes over")
-                    return
+                    return True
                 agent.adopt()
             if agent.busy:
                 idle_since = now
             elif idle_end is not None and now - idle_since > idle_end:
-                return
+                return False
             stop.wait(_BUSY_PAUSE if agent.busy else _IDLE_PAUSE)
+        return False
     except Unavailable as error:
         logger.error("%s", error)
         raise
@@ -112,12 +133,18 @@ def _serve(settings: Settings, store: RunStore, stop: threading.Event, idle_end:
 
 
 def ensure(settings: Settings, store: RunStore) -> None:
-    """Starts an agent, detached, if none lives on this machine. One of an older version is asked to make room."""
-    for agent in store.agents():
-        if _release(agent.version) < _release(fm.__version__) and not agent.drain:
-            store.drain(agent.id)
+    """Starts an agent, detached, if none lives on this machine. One of an older version is asked to make room for it;
+    those of other machines are not ours to end."""
+    place = place_of(settings)
+    outdated = [
+        agent.id
+        for agent in store.agents()
+        if agent.host == place and not agent.drain and _release(agent.version) < _release(fm.__version__)
+    ]
+    for agent_id in outdated:
+        store.drain(agent_id)
     with agent_lock(settings) as free:
-        if not free:
+        if not free and not outdated:
             return
     with disk_errors(settings.home), (settings.home / "agent.log").open("ab") as log:
         (settings.home / "agent.log").chmod(0o600)
@@ -151,7 +178,7 @@ def main(*, forever: bool) -> None:
 
     signal.signal(signal.SIGTERM, request_stop)
     signal.signal(signal.SIGINT, request_stop)
-    serve(Settings.read(), stop, forever=forever)
+    serve(Settings.read(), stop, forever=forever, patience=timedelta(0) if forever else _HANDOVER)
 
 
 def start_inline(settings: Settings) -> threading.Thread:
