@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+from contextlib import suppress
 from typing import Any, Literal
 
 import psutil
@@ -32,8 +33,10 @@ def is_alive(identity: dict[str, Any]) -> bool | None:
 
 
 def send(identity: dict[str, Any], how: Literal["stop", "kill"]) -> None:
-    """Signals the process and the group that it leads, if it still is that process."""
+    """Signals the process and the group that it leads, if it still is that process. A kill also reaches its
+    descendants, which may have left the group: torchrun gives each of its processes a session of its own."""
     if is_alive(identity):
+        family = _descendants(identity["pid"]) if how == "kill" else []
         number = signal.SIGTERM if how == "stop" else signal.SIGKILL
         try:
             if os.getpgid(identity["pid"]) == identity["pid"]:
@@ -41,7 +44,17 @@ def send(identity: dict[str, Any], how: Literal["stop", "kill"]) -> None:
             else:
                 os.kill(identity["pid"], number)
         except ProcessLookupError:
-            return
+            pass  # it ended by itself just now
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def leftover(folder: StageFolder) -> dict[str, Any] | None:
