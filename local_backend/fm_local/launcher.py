@@ -76,6 +76,7 @@ def _command(python: str, run: RunRecord, folder: StageFolder, stage: Stage) -> 
 
 def _environment(run: RunRecord, folder: StageFolder) -> dict[str, str]:
     environment = {**_POLITE, **os.environ, **run.caller.env, **_QUIET}
+    environment.pop("FM_STORE", None)  # it may hold a password, and a trainer knows nothing of stores
     if devices := Job.read(folder).devices:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
     return environment
