@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 
 from fm.agent.devices import Devices
 from fm.agent.worker import Worker
-from fm.errors import FMError, LeaseLost, Unavailable
+from fm.errors import Conflict, FMError, LeaseLost, Unavailable
 from fm.launching import Launcher
 from fm.layout import Storage
 from fm.lifecycle import EventType, Fault
@@ -49,7 +50,7 @@ class Agent:
         """Takes over the runs that no living agent owns."""
         for run, lease in self._store.adopt(self.id, self.place):
             logger.info("adopted %s (%s)", run.name, run.status.value)
-            self._own(run, lease, ())
+            self._own(run, lease, None)
 
     def step(self) -> None:
         """Moves every run on as far as it goes now, then claims what fits."""
@@ -67,14 +68,14 @@ class Agent:
             logger.info("claimed %s", run.name)
             self._own(run, lease, self._devices.take(run.request.num_processes))
 
-    def _own(self, run: RunRecord, lease: Lease, devices: tuple[int, ...]) -> None:
+    def _own(self, run: RunRecord, lease: Lease, devices: tuple[int, ...] | None) -> None:
         try:
             launcher = self._launchers(run.launcher)
             worker = Worker(self._store, self._storage, launcher, run, lease, devices)
             self._devices.mark(worker.devices)
             self._workers[run.id] = worker
-        except FMError as error:
-            self._devices.give_back(devices)
+        except Exception as error:
+            self._devices.give_back(devices or ())
             self._fail(run, lease, error)
 
     def _advance(self, worker: Worker) -> bool:
@@ -87,12 +88,18 @@ class Agent:
             # Such as a full disk under the store: nothing can be noted now, and nothing is lost by trying again.
             logger.warning("%s: %s", worker.run.name, error)
             return True
-        except FMError as error:
+        except Exception as error:
+            # Whatever it is, it concerns this run: an agent that ended with it would leave all the others, and the
+            # next one would meet it again.
+            worker.kill()
             self._fail(worker.run, worker.lease, error)
             return False
 
-    def _fail(self, run: RunRecord, lease: Lease, error: FMError) -> None:
-        logger.error("%s: %s", run.name, error)
-        data = {"fault": Fault.INFRASTRUCTURE.value}
-        event = Event(type=EventType.FAILED, time=self._store.clock.now(), message=str(error), data=data)
-        self._store.save(lease, new_events=[event])
+    def _fail(self, run: RunRecord, lease: Lease, error: Exception) -> None:
+        known = isinstance(error, FMError | OSError)
+        logger.error("%s: %s", run.name, error, exc_info=None if known else error)
+        message = str(error) if isinstance(error, FMError) else f"{type(error).__name__}: {error}"
+        data = {"fault": (Fault.INFRASTRUCTURE if known else Fault.INTERNAL).value}
+        event = Event(type=EventType.FAILED, time=self._store.clock.now(), message=message, data=data)
+        with suppress(LeaseLost, Conflict):  # it has ended meanwhile, or another agent's it is
+            self._store.save(lease, new_events=[event])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fm.layout import StageFolder
+from fm.store.leases import LOG_CAP
 from fm.types import Event, MetricRow
 
 _PAGE = 1 << 20
@@ -41,7 +43,8 @@ def read_news(folder: StageFolder, attempt: int, cursor: Cursor) -> News:
     """What lies beyond `cursor` in the stage's files."""
     event_lines = _whole_lines(folder.events, cursor.events)
     metric_lines = _whole_lines(folder.metrics, cursor.metrics)
-    log = _log_text(_read(folder.log, cursor.log))
+    # What the store would not keep need not be read: a flood of output would only hold up its end.
+    log = _log_text(_read(folder.log, cursor.log)) if cursor.log < LOG_CAP else b""
     return News(
         cursor=Cursor(
             events=cursor.events + len(event_lines),
@@ -50,7 +53,7 @@ def read_news(folder: StageFolder, attempt: int, cursor: Cursor) -> News:
             log=cursor.log + len(log),
         ),
         events=list(_events(event_lines, attempt, cursor.lines)),
-        metrics=[MetricRow.model_validate(value) for _, value in _objects(metric_lines)],
+        metrics=list(_metrics(metric_lines)),
         log=log.decode(errors="replace"),
     )
 
@@ -64,27 +67,42 @@ def _events(lines: bytes, attempt: int, before: int) -> Iterator[Event]:
             continue
 
 
+def _metrics(lines: bytes) -> Iterator[MetricRow]:
+    for _, value in _objects(lines):
+        try:
+            row = MetricRow.model_validate(value)
+        except ValidationError:
+            continue
+        # SQLite has no place for a NaN.
+        yield row.model_copy(update={"values": {key: n for key, n in row.values.items() if math.isfinite(n)}})
+
+
 def _objects(lines: bytes) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(lines.split(b"\n")[:-1], start=1):
         try:
             value = json.loads(line)
-        except ValueError:
+            if b"\\u" in line:  # half a surrogate pair, as in a file name that is not UTF-8, can't be stored
+                value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+        except (ValueError, RecursionError):
             continue
         if isinstance(value, dict):
             yield number, value
 
 
-def _read(path: Path, offset: int) -> bytes:
+def _read(path: Path, offset: int, size: int = _PAGE) -> bytes:
     try:
         with path.open("rb") as file:
             file.seek(offset)
-            return file.read(_PAGE)
+            return file.read(size)
     except FileNotFoundError:
         return b""
 
 
 def _whole_lines(path: Path, offset: int) -> bytes:
-    data = _read(path, offset)
+    size = _PAGE
+    # A line may be longer than a page, as the answers to many prompts are; then more is read until it ends.
+    while len(data := _read(path, offset, size)) == size and b"\n" not in data:
+        size *= 4
     return data[: data.rfind(b"\n") + 1]
 
 

@@ -7,15 +7,17 @@ the store at any point: that is how a run of a dead agent is adopted.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import timedelta
-from pathlib import Path
+from datetime import datetime, timedelta
 from typing import Any
 
 from fm.agent import processes, registration
 from fm.agent.ingest import Cursor, News, read_news
-from fm.errors import Conflict, DiskFull, NotFound
-from fm.job import EXIT_DISK_FULL, EXIT_STOPPED, Job, Stage
+from fm.agent.jobs import make_job
+from fm.agent.signs import SILENCE, Silence, seconds_lived
+from fm.errors import Conflict, DiskFull
+from fm.job import EXIT_DISK_FULL, EXIT_STOPPED, Stage
 from fm.launching import Launcher, Life
 from fm.layout import StageFolder, Storage
 from fm.lifecycle import EventType, Fault, Status
@@ -27,7 +29,7 @@ FRUITLESS_LIMIT = 3
 """Attempts in a row without a newer whole checkpoint, after which a run is given up."""
 DISK_RETRY = timedelta(seconds=60)
 GRACE = timedelta(seconds=60)
-"""What a trainer gets to save its last checkpoint once it is asked to stop."""
+"""What a trainer gets to save its last checkpoint once it is asked to stop, and to exit once its run has ended."""
 
 
 class Worker:
@@ -40,8 +42,9 @@ class Worker:
         launcher: Launcher,
         run: RunRecord,
         lease: Lease,
-        devices: tuple[int, ...] = (),
+        devices: tuple[int, ...] | None = None,
     ) -> None:
+        """`devices` are those reserved for a run just claimed; None for one that is adopted as it is."""
         self._store = store
         self._storage = storage
         self._launcher = launcher
@@ -50,8 +53,11 @@ class Worker:
         self._folder = storage.run(run.id)
         self._work: dict[str, Any] = store.work(lease)
         self._renewed = store.clock.now()
-        self._stop_sent: Any = None
-        self.devices = devices or tuple(self._work.get("devices", ()))
+        self._stop_sent: datetime | None = None
+        self._ended: datetime | None = None
+        self._silence = Silence()
+        self._adopted = devices is None
+        self.devices = tuple(self._work.get("devices", ())) if devices is None else devices
 
     @property
     def run(self) -> RunRecord:
@@ -64,16 +70,37 @@ class Worker:
             LeaseLost: another agent owns it.
         """
         try:
-            self._advance()
+            if not self._run.status.is_terminal():
+                self._advance()
         except DiskFull as error:
+            if self._work.get("handle"):
+                raise  # the process goes on, or has done its work: what could not be written is written later
             self._requeue(f"the disk is full: {error.message}", wait=DISK_RETRY)
-        return not (self._run.status.is_terminal() or self._run.status is Status.QUEUED)
+        return self._lingers() if self._run.status.is_terminal() else self._run.status is not Status.QUEUED
+
+    def kill(self) -> None:
+        """Ends the process, if there is one, whatever it is doing."""
+        if handle := self._work.get("handle"):
+            self._launcher.signal(handle, "kill")
+
+    def _lingers(self) -> bool:
+        """Whether the process of the ended run is still there, and so its devices are not free yet."""
+        handle, now = self._work.get("handle"), self._store.clock.now()
+        if not handle or self._launcher.poll(handle).life is not Life.ALIVE:
+            return False
+        self._ended = self._ended or now
+        if now - self._ended > GRACE:
+            self.kill()
+        return True
 
     def _advance(self) -> None:
         now = self._store.clock.now()
         if now - self._renewed > LEASE / 6:
             self._run, self._renewed = self._store.renew(self.lease), now
-        if "stage" not in self._work:
+        if "stage" not in self._work and self._adopted:
+            # Only a claim reserves devices.
+            self._requeue("its agent died before starting it")
+        elif "stage" not in self._work:
             self._begin()
         elif self._work["handle"] is None:
             # An agent died between the decision to start and the note of having started.
@@ -91,53 +118,30 @@ class Worker:
             self._begin_training(prepared)
         else:
             shutil.rmtree(self._folder.check.path, ignore_errors=True)
-            self._start("check", 0, None)
+            # The lines of an earlier check are known by their numbers: those of this one are counted on.
+            self._start("check", 0, None, lines=self._store.last_line(self._run.id, 0))
 
     def _begin_training(self, prepared: dict[str, Any]) -> None:
         self._start("train", self._run.attempt + 1, prepared)
 
-    def _start(self, stage: Stage, attempt: int, prepared: dict[str, Any] | None) -> None:
+    def _start(self, stage: Stage, attempt: int, prepared: dict[str, Any] | None, *, lines: int = 0) -> None:
         now = self._store.clock.now()
         facts = {"base_digest": prepared["base_digest"]} if prepared and "base_digest" in prepared else {}
-        self._work = {"stage": stage, "attempt": attempt, "handle": None, "cursor": {}, "devices": self.devices}
-        self._work["facts"] = facts
+        self._work = {"stage": stage, "attempt": attempt, "handle": None, "devices": self.devices}
+        self._work |= {"cursor": asdict(Cursor(lines=lines)), "facts": facts}
         started = [Event(type=EventType.STARTED, time=now, message=f"attempt {attempt}", data={"attempt": attempt})]
-        earlier_seconds = self._run.running_seconds
+        job = make_job(
+            self._store, self._storage, self._run, stage, attempt, prepared=prepared, now=now, devices=self.devices
+        )
         self._save(events=started if stage == "train" else [])
         folder = self._stage_folder()
-        Job(
-            stage=stage,
-            run_id=self._run.id,
-            run_name=self._run.name,
-            attempt=attempt,
-            request=self._run.request,
-            model=self._run.model,
-            train_data=self._run.train_data,
-            eval_data=self._run.eval_data,
-            storage_root=str(self._storage.root),
-            prepared=prepared,
-            started_at=now,
-            elapsed_seconds=earlier_seconds,
-            devices=self.devices,
-            resume_from=tuple(str(path) for path in self._checkpoint_folders()) if stage == "train" else (),
-        ).write(folder)
+        job.write(folder)
         # Only now: an older attempt's process either sees the folder just made and ends, or is seen here.
         for _, older in self._folder.attempts():
             if older != folder:
                 self._end_leftover(older)
         self._work["handle"] = self._launcher.start(self._run, folder, stage)
         self._save()
-
-    def _checkpoint_folders(self) -> list[Path]:
-        """The checkpoints to choose from, whole or not: of this run's attempts, and of the runs that it resumes."""
-        folders, run = [], self._run
-        while True:
-            for _, attempt in self._storage.run(run.id).attempts():
-                folders += sorted(attempt.checkpoints.glob("step-*"), reverse=True)
-            try:
-                run = self._store.find(run.team, run.parent or "")
-            except NotFound:  # it resumes none, or one that has been deleted with its checkpoints
-                return folders
 
     def _prepared(self) -> dict[str, Any] | None:
         """What an earlier check of this run found, if one has passed and what it made is still there."""
@@ -156,10 +160,11 @@ class Worker:
         self._take_in(self._read())
         if self._run.status.is_terminal():
             return
-        if poll.life is Life.EXITED:
+        lost = poll.life is Life.UNKNOWN and (bool(self._work.get("finished")) or self._is_silent())
+        if poll.life is Life.EXITED or lost:
             self._take_in_the_rest()
             if not self._run.status.is_terminal():
-                self._exited(poll.code)
+                self._exited(poll.code, lost=lost)
         elif self._current_status() is Status.TERMINATING:
             self._stop()
 
@@ -167,17 +172,24 @@ class Worker:
         while (news := self._read()).cursor != self._cursor():
             self._take_in(news)
 
+    def _is_silent(self) -> bool:
+        return self._silence.is_long(self._stage_folder(), self._cursor(), self._store.clock.now())
+
     def _read(self) -> News:
         return read_news(self._stage_folder(), self._work["attempt"], self._cursor())
 
     def _take_in(self, news: News) -> None:
         if news.cursor != self._cursor():
-            self._work["cursor"] = asdict(news.cursor)
+            facts, finished = dict(self._work["facts"]), bool(self._work.get("finished"))
             for event in news.events:
                 if event.type in (EventType.MODEL_INITIALIZED, EventType.TRAIN_FINISHED):
-                    self._work["facts"].update(event.data)
-                self._work["finished"] = self._work.get("finished") or event.type is EventType.TRAIN_FINISHED
-            self._save(events=news.events, metrics=news.metrics, log=news.log)
+                    facts |= event.data
+                finished = finished or event.type is EventType.TRAIN_FINISHED
+            work = {**self._work, "cursor": asdict(news.cursor), "facts": facts, "finished": finished}
+            what = {"new_events": news.events, "new_metrics": news.metrics, "log": news.log}
+            self._run = self._store.save(self.lease, work=work, **what)
+            # Only now: what the store could not take is read again.
+            self._work = work
 
     def _current_status(self) -> Status:
         self._run = self._store.find(self._run.team, self._run.id)
@@ -189,11 +201,11 @@ class Worker:
             self._stop_sent = now
             self._launcher.signal(self._work["handle"], "stop")
         elif now - self._stop_sent > GRACE:
-            self._launcher.signal(self._work["handle"], "kill")
+            self.kill()
 
     # Ending
 
-    def _exited(self, code: int | None) -> None:
+    def _exited(self, code: int | None, *, lost: bool) -> None:
         stopping = self._current_status() is Status.TERMINATING
         if self._work["stage"] == "train" and self._work.get("finished"):
             self._register()
@@ -201,6 +213,8 @@ class Worker:
             self._end(EventType.CANCELED, "cancelled; " + self._progress(), exit_code=code)
         elif self._work["stage"] == "check" and (prepared := self._prepared()):
             self._begin_training(prepared)
+        elif lost:
+            self._requeue(f"nothing was heard of its process for {SILENCE.seconds // 60} minutes; " + self._progress())
         elif code == EXIT_DISK_FULL:
             self._requeue("the disk is full; it goes on once there is space", wait=DISK_RETRY)
         elif code == EXIT_STOPPED:
@@ -253,12 +267,9 @@ class Worker:
             self._end(EventType.CANCELED, "cancelled; " + self._progress())
 
     def _last_sign_of_life(self) -> float:
-        """Seconds from the attempt's start to the last file that its process wrote: downtime is not training time."""
         if self._run.attempt_started_at is None or self._work.get("stage") != "train":
             return 0.0
-        folder, started = self._stage_folder(), self._run.attempt_started_at.timestamp()
-        signs = [path.stat().st_mtime for path in (folder.heartbeat, folder.events, folder.metrics) if path.exists()]
-        return max(0.0, max(signs, default=started) - started)
+        return seconds_lived(self._stage_folder(), self._run.attempt_started_at)
 
     def _end(self, type: EventType, message: str, **data: Any) -> None:
         event = Event(type=type, time=self._store.clock.now(), message=message, data=data)
@@ -272,5 +283,5 @@ class Worker:
     def _cursor(self) -> Cursor:
         return Cursor(**self._work["cursor"])
 
-    def _save(self, *, events: Any = (), metrics: Any = (), log: str = "") -> None:
-        self._run = self._store.save(self.lease, work=self._work, new_events=events, new_metrics=metrics, log=log)
+    def _save(self, *, events: Sequence[Event] = ()) -> None:
+        self._run = self._store.save(self.lease, work=self._work, new_events=events)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from fm import lifecycle
 from fm.backends.base import PAGE_LIMIT, NewRun, RunFilter
@@ -95,6 +95,12 @@ def append(connection: Connection, run_id: str, new: Sequence[Event]) -> RunReco
 def _known(connection: Connection, run_id: str, event: Event) -> bool:
     at = (events.c.run_id == run_id, events.c.attempt == event.attempt, events.c.line == event.line)
     return connection.execute(select(events.c.seq).where(*at)).first() is not None
+
+
+def last_line(connection: Connection, run_id: str, attempt: int) -> int:
+    """The highest line number among the events of `attempt`; 0 if it has none."""
+    of_it = select(func.max(events.c.line)).where(events.c.run_id == run_id, events.c.attempt == attempt)
+    return int(connection.execute(of_it).scalar() or 0)
 
 
 def lock(connection: Connection, run_id: str) -> Row[Any]:

@@ -109,6 +109,11 @@ class RunStore:
         with self._database.read() as connection:
             return leases.read_work(connection, lease)
 
+    def last_line(self, run_id: str, attempt: int) -> int:
+        """The highest line number among the events that were taken in of that attempt; 0 if none was."""
+        with self._database.read() as connection:
+            return run_store.last_line(connection, run_id, attempt)
+
     def save(self, lease: Lease, **what: Any) -> RunRecord:
         """See `fm.store.leases.save`."""
         with self._database.write() as connection:

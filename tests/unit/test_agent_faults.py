@@ -1,0 +1,290 @@
+"""What an agent makes of a store, a machine or a trainer that gives way; over a scripted launcher."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+
+import fm
+from fm.agent import daemon, processes
+from fm.agent.devices import Devices
+from fm.agent.ingest import Cursor, read_news
+from fm.agent.signs import SILENCE
+from fm.backends.fake import Script, ScriptedLauncher
+from fm.clock import SimulatedClock
+from fm.errors import Conflict, DiskFull, StoreError
+from fm.files import make_private
+from fm.job import EXIT_DISK_FULL, EXIT_FAILED, Stage
+from fm.launching import Handle, Life, Poll
+from fm.layout import StageFolder, Storage
+from fm.lifecycle import EventType, Fault, Status
+from fm.settings import Settings
+from fm.store.store import RunStore
+from fm.types import Event, Principal, RunRecord
+from support.bench import Bench
+from support.stores import moment, new_run
+
+CANCEL = Event(type=EventType.CANCEL_REQUESTED, time=moment(), message="enough")
+WARNING = {"type": "WARNING", "time": "2026-01-01T00:00:00+00:00", "message": "m"}
+
+
+def lines(*values: object) -> bytes:
+    return b"".join(json.dumps(value).encode() + b"\n" for value in values)
+
+
+@pytest.mark.parametrize("error", [StoreError("locked"), DiskFull("no space left for the run store")])
+def test_what_the_store_could_not_take_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    bench = Bench(tmp_path)
+    record, save, calls = bench.create(), bench.store.save, iter(range(1000))
+
+    def refuse_every_other(*args: object, **what: object) -> RunRecord:
+        if what.get("new_metrics") and next(calls) % 2 == 0:
+            raise error
+        return save(*args, **what)  # type: ignore[arg-type, no-any-return]
+
+    monkeypatch.setattr(bench.store, "save", refuse_every_other)
+    run = bench.finish(record)
+    assert (run.status, run.attempt) == (Status.COMPLETED, 1)
+    assert [row.step for row in bench.store.metrics(record.id, None, -1, 100)] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ValueError("a bug"), KeyError("step")])
+def test_an_error_in_one_run_fails_it_and_leaves_the_others_alone(tmp_path: Path, error: Exception) -> None:
+    class Breaks(ScriptedLauncher):
+        killed = 0
+
+        def poll(self, handle: Handle) -> Poll:
+            if handle["kind"] == "train" and handle["stage"] == 2:
+                raise error
+            return super().poll(handle)
+
+        def signal(self, _handle: Handle, how: str) -> None:
+            self.killed += how == "kill"
+
+    launcher = Breaks(Script(), SimulatedClock())
+    bench = Bench(tmp_path, launcher)
+    first, second = bench.create(), bench.create()
+    failed = bench.finish(first)
+    assert failed.status is Status.FAILED and type(error).__name__ in failed.reason
+    assert failed.fault is (Fault.INFRASTRUCTURE if isinstance(error, OSError) else Fault.INTERNAL)
+    assert launcher.killed == 1
+    assert bench.finish(second).status is Status.COMPLETED
+
+
+def test_an_event_that_can_not_be_applied_fails_the_run_and_not_the_agent(tmp_path: Path) -> None:
+    class Strange(ScriptedLauncher):
+        def poll(self, handle: Handle) -> Poll:
+            if handle["kind"] == "train":
+                for file in tmp_path.rglob("attempts/1/events.jsonl"):
+                    file.write_bytes(file.read_bytes() + lines({**WARNING, "type": "CHECKPOINT_SAVED"}))
+            return super().poll(handle)
+
+    bench = Bench(tmp_path, Strange(Script(), SimulatedClock()))
+    assert bench.finish(bench.create()).fault is Fault.INTERNAL
+
+
+def test_a_second_check_is_heard_as_well_as_the_first(tmp_path: Path) -> None:
+    class TwoChecks(ScriptedLauncher):
+        checks = 0
+
+        def start(self, _run: RunRecord, folder: StageFolder, _stage: Stage) -> Handle:
+            self.checks += 1
+            folder.events.write_bytes(
+                lines(WARNING) if self.checks == 1 else lines({**WARNING, "type": "CHECK_FAILED", "message": "bad row"})
+            )
+            return {"code": EXIT_DISK_FULL if self.checks == 1 else EXIT_FAILED}
+
+        def poll(self, handle: Handle) -> Poll:
+            return Poll(Life.EXITED, handle["code"])
+
+    bench = Bench(tmp_path, TwoChecks(Script(), SimulatedClock()))
+    run = bench.finish(bench.create())
+    assert (run.status, run.reason) == (Status.FAILED, "bad row")
+
+
+def test_a_process_of_a_host_that_is_gone_is_given_up_after_a_long_silence(tmp_path: Path) -> None:
+    class Elsewhere(ScriptedLauncher):
+        gone = False
+
+        def poll(self, handle: Handle) -> Poll:
+            return Poll(Life.UNKNOWN) if self.gone and handle["stage"] == 2 else super().poll(handle)
+
+    launcher = Elsewhere(Script(holds_at=4), SimulatedClock())
+    bench = Bench(tmp_path, launcher)
+    record = bench.create()
+    bench.step(record, lambda run: run.step >= 3)
+    launcher.gone = True
+    began = bench.clock.now()
+    bench.agent = bench.new_agent("new-name")
+    launcher.script = Script()
+    bench.clock.sleep(60)
+    bench.agent.adopt()
+    run = bench.step(record, lambda run: run.attempt == 2, limit=1000)
+    assert bench.clock.now() - began > SILENCE
+    assert (bench.finish(run).status, run.fruitless) == (Status.COMPLETED, 0)
+
+
+def test_a_training_that_finished_where_it_can_not_be_asked_is_registered_at_once(tmp_path: Path) -> None:
+    class Renamed(ScriptedLauncher):
+        def poll(self, handle: Handle) -> Poll:
+            poll = super().poll(handle)
+            return Poll(Life.UNKNOWN) if handle["kind"] == "train" else poll
+
+    bench = Bench(tmp_path, Renamed(Script(), SimulatedClock()))
+    assert bench.finish(bench.create()).status is Status.COMPLETED
+
+
+def test_a_run_that_is_adopted_before_it_began_gets_devices_of_its_own(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    record = bench.create()
+    assert bench.store.claim("agent-dead", "here", free=1, total=1)
+    bench.agent = bench.new_agent(devices=(0, 1))
+    bench.agent.adopt()
+    bench.step(record, lambda run: run.attempt == 1)
+    job = json.loads(bench.storage.run(record.id).attempt(1).job.read_bytes())
+    assert len(job["devices"]) == 1
+
+
+def test_devices_are_free_once_the_process_of_an_ended_run_is_gone(tmp_path: Path) -> None:
+    class Lingers(ScriptedLauncher):
+        killed = False
+
+        def poll(self, handle: Handle) -> Poll:
+            poll = super().poll(handle)
+            return Poll(Life.ALIVE) if handle["kind"] == "train" and not self.killed else poll
+
+        def signal(self, _handle: Handle, how: str) -> None:
+            self.killed = self.killed or how == "kill"
+
+    launcher = Lingers(Script(fails_at=2), SimulatedClock())
+    bench = Bench(tmp_path, launcher)
+    first, second = bench.create(), bench.create()
+    assert bench.finish(first).status is Status.FAILED
+    bench.agent.step()
+    assert bench.run(second).status is Status.QUEUED
+    bench.step(second, lambda run: run.status is not Status.QUEUED)
+    assert launcher.killed
+
+
+def test_a_line_longer_than_a_page_is_read(tmp_path: Path) -> None:
+    folder = StageFolder(make_private(tmp_path / "stage"))
+    folder.events.write_bytes(lines({**WARNING, "data": {"samples": "x" * (5 << 20)}}, WARNING))
+    news = read_news(folder, 1, Cursor())
+    rest = read_news(folder, 1, news.cursor)
+    assert [event.line for event in [*news.events, *rest.events]] == [1, 2]
+
+
+def test_figures_that_are_none_are_passed_over(tmp_path: Path) -> None:
+    folder = StageFolder(make_private(tmp_path / "stage"))
+    good = {"step": 1, "time": "2026-01-01T00:00:00+00:00", "values": {"loss": 1.0, "norm": float("nan")}}
+    folder.metrics.write_bytes(lines({"step": "x"}, {**good, "values": {"loss": "?"}}, good) + b"[" * 100_000 + b"\n")
+    assert [row.values for row in read_news(folder, 1, Cursor()).metrics] == [{"loss": 1.0}]
+
+
+def test_a_message_with_half_a_surrogate_can_be_stored(tmp_path: Path) -> None:
+    folder = StageFolder(make_private(tmp_path / "stage"))
+    folder.events.write_bytes(lines({**WARNING, "message": "no file \udcff.jsonl ü", "data": {"path": "\udcff"}}))
+    (event,) = read_news(folder, 1, Cursor()).events
+    assert "no file ?.jsonl ü" in event.model_dump_json()
+
+
+def test_a_kill_reaches_children_that_lead_sessions_of_their_own() -> None:
+    # torchrun gives each of its processes a session.
+    code = (
+        "import subprocess, sys, time\n"
+        "print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True).pid,"
+        " flush=True)\ntime.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    assert parent.stdout
+    child = psutil.Process(int(parent.stdout.readline()))
+    processes.send(processes.identify(parent.pid), "kill")
+    assert parent.wait(10) == -signal.SIGKILL
+    assert psutil.wait_procs([child], timeout=10)[1] == [] or child.status() == psutil.STATUS_ZOMBIE
+    parent.stdout.close()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Of a machine that is too small for a run with two processes."""
+    monkeypatch.setattr(Devices, "_CPU_PROCESSES", 1)
+    return Settings(tmp_path, Storage(tmp_path), f"sqlite:///{tmp_path / 'ftctl.db'}", "auto")
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    give_up = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+
+
+def test_a_drained_agent_ends_although_there_is_work(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon, "_ANNOUNCE", timedelta(0))
+    store = RunStore(settings.store_url)
+    wide = store.create(new_run(num_processes=2), "k", Principal(user="ada"))
+    thread = threading.Thread(target=daemon.serve, args=(settings, threading.Event()), kwargs={"forever": True})
+    thread.start()
+    wait_until(store.agents)
+    store.drain(store.agents()[0].id)
+    thread.join(20)
+    assert not thread.is_alive()
+    assert store.find("local", wide.id).status is Status.QUEUED
+    assert store.agents() == []
+
+
+def test_only_an_older_agent_of_this_place_is_drained(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("fm.agent.daemon.subprocess.Popen", lambda *args, **_: started.append(args))
+    monkeypatch.setattr(fm, "__version__", "9.0.0")
+    store = RunStore(settings.store_url)
+    store.announce("agent-far", "gpu-box:/home", 1, "1.0.0")
+    store.announce("agent-near", daemon.place_of(settings), 1, "1.0.0")
+    with daemon.agent_lock(settings):
+        daemon.ensure(settings, store)
+        daemon.ensure(settings, store)
+    assert {agent.id: agent.drain for agent in store.agents()} == {"agent-far": False, "agent-near": True}
+    assert len(started) == 1  # it waits until the older one has made room
+
+
+def test_an_agent_waits_for_its_place_no_longer_than_it_is_patient(settings: Settings) -> None:
+    def serve(patience: float) -> None:
+        daemon.serve(
+            settings, threading.Event(), forever=False, idle_end=timedelta(0), patience=timedelta(seconds=patience)
+        )
+
+    with daemon.agent_lock(settings):
+        with pytest.raises(Conflict):
+            serve(0.3)
+        waiting = threading.Thread(target=serve, args=(30,))
+        waiting.start()
+    waiting.join(20)
+    assert not waiting.is_alive()
+
+
+def test_an_inline_agent_with_a_run_that_has_to_wait_does_not_spin(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, stop, begun = RunStore(settings.store_url), threading.Event(), []
+    store.create(new_run(num_processes=2), "k", Principal(user="ada"))
+    serve = daemon._serve
+    monkeypatch.setattr(daemon, "_serve", lambda *args: begun.append(1) or serve(*args))  # type: ignore[func-returns-value]
+    thread = threading.Thread(
+        target=daemon.serve, args=(settings, stop), kwargs={"forever": False, "idle_end": timedelta(0)}
+    )
+    thread.start()
+    time.sleep(1.5)
+    stop.set()
+    thread.join(20)
+    assert len(begun) <= 3
