@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import click
 
@@ -23,7 +24,10 @@ def reference() -> str:
 
 
 def _helps(command: click.Command, name: str, parent: click.Context | None) -> Iterator[tuple[str, str]]:
-    context = click.Context(command, info_name=name.rsplit(" ", 1)[-1], parent=parent, terminal_width=110)
+    settings: Any = command.context_settings  # how help is asked for; click keeps what it meets first
+    context = click.Context(
+        command, info_name=name.rsplit(" ", 1)[-1], parent=parent, terminal_width=110, **settings
+    )
     context.max_content_width = 110
     yield name, "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
     if isinstance(command, click.Group):
