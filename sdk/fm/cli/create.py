@@ -107,13 +107,12 @@ def create(file: Path | None, follow: bool, dry_run: bool, output: str, quiet: b
         warnings.simplefilter("ignore")  # what Python and libraries warn their developers of is not the user's
         warnings.simplefilter("always", RequestWarning)
         if dry_run:
-            _show_plan(validate(**values), output)
-        else:
-            run = create_run(**values)
+            _show_plan(validate(**values), output)  # it names its warnings itself
+            return
+        run = create_run(**values)
     for warning in caught:
         click.echo(f"warning: {warning.message}", err=True)
-    if not dry_run:
-        started(run, follow, output, quiet)
+    started(run, follow, output, quiet)
 
 
 def given_flags(flags: dict[str, Any]) -> dict[str, Any]:
