@@ -49,14 +49,18 @@ def age(moment: datetime, *, now: datetime | None = None) -> str:
 
 
 def html_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """An HTML table with every cell escaped."""
+    """An HTML table with every cell escaped, and moments in local time."""
     import html
 
     head = "".join(f"<th>{html.escape(column)}</th>" for column in columns)
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(one_line(str(cell)))}</td>" for cell in row) + "</tr>" for row in rows
+        "<tr>" + "".join(f"<td>{html.escape(one_line(_cell(cell)))}</td>" for cell in row) + "</tr>" for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(value: object) -> str:
+    return local_time(value) if isinstance(value, datetime) else str(value)
 
 
 def text_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -53,15 +53,26 @@ def terminal_plot(run: Run, series: Series, *, size: tuple[int, int] = (80, 22))
         curve.lines()
         curve.label(name)
         figure.draw(curve)
+    reached = [step for points in series.values() for step, _ in points]
+    highest = max(value for points in series.values() for _, value in points)
+    if max(reached) > min(reached):  # at the top right, where a curve that falls leaves room
+        figure.legend(x=max(reached), y=highest, ha="right", relative=True)
+    figure.ruler("x").ticks(_whole_ticks(min(reached), max(reached)))
     figure.title(one_line(run.name))
     figure.label("step")
     text = str(figure.build())
     return text if sys.stdout.isatty() else str(plotext.uncolorize(text))
 
 
+def _whole_ticks(first: int, last: int) -> list[int]:
+    """At most six whole numbers from `first` to `last`, evenly spread."""
+    return sorted({first + (last - first) * part // 5 for part in range(6)})
+
+
 def _figure(run: Run, series: Series) -> Any:
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ModuleNotFoundError as error:
         raise MissingExtra("a picture needs matplotlib, not installed here", extra="plot") from error
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -69,6 +80,7 @@ def _figure(run: Run, series: Series) -> Any:
     for name, points in series.items():
         steps, values = zip(*points, strict=True)
         axes.plot(steps, values, label=name)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(title=run.name, xlabel="step", ylabel="cross-entropy (nats per token)")
     axes.legend()
     return figure

@@ -11,6 +11,7 @@ import pytest
 import fm
 from fm.backends.fake import ScriptedLauncher, open_fake
 from fm.context import current
+from fm.display import local_time
 from fm.follow import wait_for
 from fm.tables import Metrics
 from fm.when import parse_moment
@@ -134,6 +135,10 @@ def test_resume_makes_a_child_that_ends_what_was_begun(run: fm.Run, fm_fake: Scr
     child = run.resume().wait()
     assert (child.parent, child.status) == (run.id, fm.Status.COMPLETED)
     assert "goes on from step 5" in child.logs()
+
+
+def test_a_run_in_a_notebook_shows_local_times(run: fm.Run) -> None:
+    assert f"<td>{local_time(run.created_at)}</td>" in run._repr_html_()
 
 
 def test_plot_draws_the_loss_in_the_terminal(run: fm.Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +189,15 @@ def _refuse(*_: Any, **__: Any) -> None:
     raise click.Abort
 
 
+def test_a_plot_counts_whole_steps_and_leaves_its_first_points_in_sight(data: str, capsys: Capture) -> None:
+    fm.create("org/m", data, name="p", training_duration="7ba").wait()
+    lines = out(capsys, "runs", "plot", "p").splitlines()
+    axis = next(line for line in reversed(lines) if line.strip()[:1].isdigit())
+    assert all(tick.isdigit() for tick in axis.split())
+    legend = next(line for line in lines if "training loss" in line)
+    assert legend.index("training loss") > 40
+
+
 @pytest.mark.usefixtures("qa")
 def test_plot_draws_in_the_terminal_or_to_a_png(capsys: Capture, tmp_path: Path) -> None:
     assert "training loss" in out(capsys, "runs", "plot", "qa-1")
@@ -243,37 +251,6 @@ def test_gc_refuses_a_storage_root_that_others_may_share(
     assert run(["gc", "-y"]) == fm.Conflict.exit_code
     assert "--only-store" in capsys.readouterr().err
     assert run(["gc", "-y", "--only-store"]) == 0
-
-
-@pytest.mark.parametrize(("flag", "key"), [("--duration", "training_duration"), ("--training-duration", "duration")])
-def test_a_duration_flag_overrides_the_files_under_either_name(
-    data: str, tmp_path: Path, flag: str, key: str
-) -> None:
-    file = tmp_path / "run.yaml"
-    file.write_text(f"model: org/m\ntrain_data_path: {data}\n{key}: 3ep\n")
-    assert run(["create", "-f", str(file), flag, "5ep"]) == 0
-    assert fm.list()[0].record.request.training_duration == "5ep"
-
-
-def test_create_passes_on_warnings_about_the_request_and_no_others(
-    data: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = fm.create
-
-    def noisy(**values: Any) -> fm.Run:
-        warnings.warn("subprocess 1 is still running", ResourceWarning, stacklevel=2)
-        return real(**values)
-
-    monkeypatch.setattr("fm.api.create.create", noisy)
-    assert run(["create", "org/m", data, "--learning-rate", "5"]) == 0
-    shown = capsys.readouterr().err
-    assert "warning: learning_rate" in shown
-    assert "subprocess" not in shown
-
-
-def test_following_ends_with_the_model_that_was_registered(data: str, capsys: Capture) -> None:
-    assert run(["create", "org/m", data, "--register-to", "main.support.bot", "--follow"]) == 0
-    assert "ftctl models try main.support.bot/1" in capsys.readouterr().err
 
 
 def test_fields_within_fields_have_a_row_each(qa: fm.Run, capsys: Capture) -> None:
