@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from fm.errors import Conflict, LeaseLost, MissingExtra, NotFound, RequestError,
 from fm.lifecycle import EventType, Status
 from fm.store.leases import LEASE, LOG_CAP, Lease
 from fm.store.store import RunStore
-from fm.types import Event, MetricRow, ModelVersion, Principal, RunRecord
+from fm.types import Event, MetricRow, ModelRef, ModelVersion, Principal, RunRecord
 from support.stores import fresh_database, moment, new_run, postgres_server
 
 WHO = Principal(user="ada", team="red")
@@ -373,3 +374,38 @@ def test_an_interrupted_migration_leaves_nothing(tmp_path: Path, monkeypatch: py
 def test_a_database_that_is_not_supported_is_refused(url: str) -> None:
     with pytest.raises((RequestError, MissingExtra)):
         RunStore(url)
+
+
+def test_a_run_is_not_made_from_what_was_removed_while_it_was_prepared(store: RunStore) -> None:
+    create(store)
+    record, lease = claim(store)
+    ended = store.complete(lease, happened(EventType.COMPLETED), _version(record))
+    assert ended.registered_model
+    base = ModelRef(kind="registered", name=ended.registered_model)
+    fine = store.create(replace(new_run(), model=base), "fine", WHO)
+    with pytest.raises(Conflict):
+        store.remove_model("red", base.name)
+    store.cancel("red", fine.id, happened(EventType.CANCEL_REQUESTED))
+    store.remove_model("red", base.name)
+    store.remove("red", record.id)
+    with pytest.raises(NotFound, match=base.name):
+        store.create(replace(new_run(), model=base), "late", WHO)
+    with pytest.raises(NotFound, match=record.id):
+        store.create(new_run(), "late", WHO, parent=record)
+    assert store.create(replace(new_run(), model=base), "fine", WHO).id == fine.id
+
+
+def test_many_set_one_alias_at_once(store: RunStore) -> None:
+    create(store)
+    record, lease = claim(store)
+    store.complete(lease, happened(EventType.COMPLETED), _version(record))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: store.alias("red", "a.b.c", "best", remove=False), range(16)))
+    assert store.model("red", "a.b.c@best").aliases == ("best",)
+
+
+def test_a_value_that_the_store_can_not_hold_is_no_outage(store: RunStore) -> None:
+    if store.url.startswith("sqlite"):
+        pytest.skip("SQLite holds NUL")
+    with pytest.raises(RequestError):
+        store.find("red", "a\0b")

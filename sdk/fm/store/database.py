@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.exc import DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from fm.errors import DiskFull, MissingExtra, RequestError, StoreError
@@ -128,8 +128,11 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
-def _translate(error: Exception) -> StoreError | DiskFull:
+def _translate(error: Exception) -> StoreError | DiskFull | RequestError:
     reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+    if isinstance(error, DataError):
+        # Not a matter of the store's state: trying again would not help.
+        return RequestError(f"the run store can't hold a value: {reason}", hint="leave out NUL and very large numbers")
     if "disk is full" in reason:
         return DiskFull("no space left for the run store", hint="free some space where FM_HOME lies")
     if "locked" in reason:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, delete, insert, select
 
 from fm.errors import Conflict, NotFound
 from fm.names import check_alias, check_model_name
-from fm.store.database import upsert_into
+from fm.store.database import take_turns, upsert_into
 from fm.store.schema import aliases, model_names, models
 from fm.types import ModelVersion
 
@@ -63,6 +63,16 @@ def get(connection: Connection, team: str, text: str) -> ModelVersion:
     return _with_aliases(connection, ModelVersion.model_validate_json(record))
 
 
+def keep_still(connection: Connection, team: str, text: str) -> ModelVersion:
+    """The version that `text` names, which nobody removes or points aliases at until the transaction ends.
+
+    Raises:
+        NotFound: there is none.
+    """
+    take_turns(connection, f"model {team} {Ref.parse(text).name}")
+    return get(connection, team, text)
+
+
 def list_versions(connection: Connection, team: str, name: str | None, limit: int) -> Sequence[ModelVersion]:
     """Versions whose name fits the glob `name`, newest first."""
     query = select(models.c.name, models.c.record).where(models.c.team == team)
@@ -104,7 +114,7 @@ def _next_number(connection: Connection, team: str, name: str) -> int:
 def set_alias(connection: Connection, team: str, text: str, alias: str, *, remove: bool) -> ModelVersion:
     """Points `alias` at the version that `text` names, or takes it away."""
     check_alias(alias)
-    version = get(connection, team, text)
+    version = keep_still(connection, team, text)
     at = (aliases.c.team == team, aliases.c.name == version.name, aliases.c.alias == alias)
     gone = connection.execute(delete(aliases).where(*at)).rowcount
     if remove and not gone:

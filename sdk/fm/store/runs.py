@@ -14,6 +14,7 @@ from fm.backends.base import PAGE_LIMIT, NewRun, RunFilter
 from fm.errors import Conflict, NotFound
 from fm.lifecycle import TERMINAL, EventType, Status
 from fm.names import new_run_id, new_run_name
+from fm.store import registry
 from fm.store.database import take_turns
 from fm.store.schema import events, logs, metrics, runs
 from fm.types import Event, LogChunk, MetricRow, Principal, RunRecord
@@ -25,11 +26,21 @@ _LOG_PAGE = 200
 def create(
     connection: Connection, new: NewRun, key: str, who: Principal, now: datetime, *, parent: RunRecord | None = None
 ) -> RunRecord:
-    """Stores a run as QUEUED; with a key that has made one before, returns that one."""
+    """Stores a run as QUEUED; with a key that has made one before, returns that one.
+
+    Raises:
+        NotFound: the run that it goes on from, or the registered model that it trains, has been removed.
+    """
     take_turns(connection, f"create {who.team} {key}")
     same = (runs.c.team == who.team, runs.c.idempotency_key == key)
     if record := connection.execute(select(runs.c.record).where(*same)).scalar():
         return RunRecord.model_validate_json(record)
+    # What it needs was there when it was looked up; it may have been removed since.
+    if parent:
+        lock(connection, parent.id)
+    for ref in (new.model, new.model.adapter_of):
+        if ref and ref.kind == "registered":
+            registry.keep_still(connection, who.team, ref.name)
     run_id = new_run_id()
     pending = RunRecord(
         id=run_id,

@@ -144,7 +144,7 @@ class RunStore:
 
     def remove_model(self, team: str, ref: str) -> ModelVersion:
         with self._database.write() as connection:
-            version = registry.get(connection, team, ref)
+            version = registry.keep_still(connection, team, ref)
             for run in run_store.unfinished(connection):
                 if version.ref in (run.model.name, run.model.adapter_of and run.model.adapter_of.name):
                     raise Conflict(f"{version.ref} can't be removed: run {run.name} needs it", hint="wait or cancel it")
