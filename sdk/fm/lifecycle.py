@@ -145,7 +145,9 @@ def apply(run: RunRecord, event: Event) -> RunRecord:
     if (status := _STATUS_AFTER.get(event.type)) and not (
         run.status is Status.TERMINATING and not status.is_terminal()
     ):
-        changes |= {"status": status, "reason": event.message, "actor": str(event.data.get("actor", ""))}
+        # Training needs no reason; what led to any other status is said by its event.
+        reason = "" if status is Status.RUNNING else event.message
+        changes |= {"status": status, "reason": reason, "actor": str(event.data.get("actor", ""))}
     changes |= _details(run, event)
     if event.type.is_terminal:
         changes |= {"completed_at": event.time, "estimated_end_time": None}

@@ -107,6 +107,7 @@ def _serve(settings: Settings, store: RunStore, stop: threading.Event, idle_end:
         place_of(settings),
     )
     store.announce(agent.id, agent.place, os.getpid(), fm.__version__)
+    logger.info("waiting for runs of %s; when this agent ends, its trainings go on", settings.home)
     announced = idle_since = store.clock.now()
     agent.adopt()
     try:

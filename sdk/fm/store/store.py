@@ -125,7 +125,8 @@ class RunStore:
             leases.fence(connection, lease)
             if version:
                 stored = registry.insert_version(connection, version)
-                event = event.model_copy(update={"data": event.data | {"registered_model": stored.ref}})
+                named = {"message": f"registered {stored.ref}", "data": event.data | {"registered_model": stored.ref}}
+                event = event.model_copy(update=named)
             return run_store.append(connection, lease.run_id, [event])
 
     # Models
