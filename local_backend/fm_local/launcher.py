@@ -11,7 +11,7 @@ from typing import Literal
 from fm.agent import processes
 from fm.files import disk_errors, make_private
 from fm.job import Job, Stage
-from fm.launching import Handle, Life, Poll
+from fm.launching import GRACE, Handle, Life, Poll
 from fm.layout import StageFolder
 from fm.types import RunRecord
 
@@ -49,16 +49,21 @@ class ProcessLauncher:
                 start_new_session=True,
             )
         self._children[child.pid] = child
-        return processes.identify(child.pid)
+        return processes.identify(child.pid) | {"folder": str(folder.path)}
 
     def poll(self, handle: Handle) -> Poll:
+        code = None
         if child := self._children.get(handle["pid"]):
             code = child.poll()
-            return Poll(Life.ALIVE) if code is None else Poll(Life.EXITED, code)
-        alive = processes.is_alive(handle)
+            alive: bool | None = code is None
+        else:
+            alive = processes.is_alive(handle)
         if alive is None:
             return Poll(Life.UNKNOWN)
-        return Poll(Life.ALIVE if alive else Life.EXITED)
+        if alive:
+            return Poll(Life.ALIVE)
+        noted = processes.noted_exit(StageFolder(Path(handle["folder"])))
+        return Poll(Life.EXITED, code if noted is None else noted)
 
     def signal(self, handle: Handle, how: Literal["stop", "kill"]) -> None:
         processes.send(handle, how)
@@ -76,6 +81,8 @@ def _command(python: str, run: RunRecord, folder: StageFolder, stage: Stage) -> 
 
 def _environment(run: RunRecord, folder: StageFolder) -> dict[str, str]:
     environment = {**_POLITE, **os.environ, **run.caller.env, **_QUIET}
+    # torchrun passes a request to stop on to its ranks, and by default kills them 30 s later.
+    environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE.seconds))
     environment.pop("FM_STORE", None)  # it may hold a password, and a trainer knows nothing of stores
     if devices := Job.read(folder).devices:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))

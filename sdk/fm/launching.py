@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
 from fm.job import Stage
 from fm.layout import StageFolder
 from fm.types import RunRecord
+
+GRACE = timedelta(seconds=60)
+"""What a trainer gets to save its last checkpoint once it is asked to stop, and to exit once its run has ended."""
 
 Handle = dict[str, Any]
 """What a launcher needs to find its process again, also from another agent; JSON-able, kept in the store."""

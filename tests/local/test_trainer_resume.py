@@ -185,7 +185,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, base: Path)
 def test_an_older_attempt_trains_nothing_beside_a_newer_one(tmp_path: Path, base: Path) -> None:
     _, older = make_job(tmp_path, rows=examples(20), base=base)
     make_job(tmp_path, rows=examples(20), base=base, attempt=2)
-    assert start(older).wait(60) == 0
+    assert start(older).wait(60) == EXIT_STOPPED
     assert older.process.exists()
     assert not older.events.exists()
 

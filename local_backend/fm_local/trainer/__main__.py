@@ -1,6 +1,6 @@
 """``python -m fm_local.trainer <attempt folder>``: does the job that lies in the folder, and exits.
 
-Exit codes: 0 done (or a newer attempt exists), 1 failed (an event says why), 75 stopped after saving, 76 disk full.
+Exit codes: 0 done, 1 failed (an event says why), 75 stopped (after saving, or for a newer attempt), 76 disk full.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from fm.errors import FMError
 from fm.files import write_json
 from fm.job import EXIT_DISK_FULL, EXIT_FAILED, EXIT_STOPPED, Job, Reporter
 from fm.layout import RunFolder, StageFolder
@@ -33,8 +37,10 @@ def main(folder: StageFolder) -> int:
     # Before anything that takes time: a request to stop must never find nobody listening.
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    if os.environ.get("RANK", "0") == "0" and not _own(folder):
-        return 0
+    if "RANK" in os.environ:
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if not _own(folder):
+        return EXIT_STOPPED  # not 0, by which torchrun would let the other ranks wait for this one
     os.environ.update(_QUIET)
     try:
         from fm_local.trainer.loop import train
@@ -48,12 +54,36 @@ def main(folder: StageFolder) -> int:
 def _own(folder: StageFolder) -> bool:
     """Writes who does this job, then looks whether a newer attempt has taken its place. An agent makes the newer folder
     before it looks for this process, so one of the two always sees the other."""
+    if _is_first():
+        write_json(folder.process, _identity())
+    attempts = RunFolder(folder.path.parent.parent).attempts()
+    return not attempts or attempts[0][0] <= int(folder.path.name)
+
+
+def _is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _identity() -> dict[str, Any]:
     import psutil
 
     process = psutil.Process()
-    write_json(folder.process, {"pid": process.pid, "started": process.create_time(), "host": socket.gethostname()})
-    attempts = RunFolder(folder.path.parent.parent).attempts()
-    return not attempts or attempts[0][0] <= int(folder.path.name)
+    return {"pid": process.pid, "started": process.create_time(), "host": socket.gethostname()}
+
+
+def _end_with(parent: int) -> None:
+    """Ends this rank once the torchrun that started it is gone, even killed: nobody else would."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(EXIT_FAILED)
+
+
+def _note_exit(folder: StageFolder, code: int) -> None:
+    """Writes the exit code where the launcher finds it: torchrun exits with 1 whatever its ranks say, and an agent that
+    has adopted this process sees no code at all."""
+    if _is_first():
+        with suppress(FMError, OSError):  # a full disk; the process itself exits with the code too
+            write_json(folder.process, {**_identity(), "exit": code})
 
 
 def _report(folder: StageFolder, error: Exception) -> int:
@@ -73,4 +103,7 @@ def _report(folder: StageFolder, error: Exception) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(StageFolder(Path(sys.argv[1]).absolute())))
+    own_folder = StageFolder(Path(sys.argv[1]).absolute())
+    exit_code = main(own_folder)
+    _note_exit(own_folder, exit_code)
+    sys.exit(exit_code)

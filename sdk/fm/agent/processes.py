@@ -57,6 +57,12 @@ def _descendants(pid: int) -> list[psutil.Process]:
         return []
 
 
+def noted_exit(folder: StageFolder) -> int | None:
+    """The exit code that the process in `folder` has noted; None if it has not come so far, or was killed."""
+    code = (leftover(folder) or {}).get("exit")
+    return code if isinstance(code, int) else None
+
+
 def leftover(folder: StageFolder) -> dict[str, Any] | None:
     """The process that says it works in `folder`, whether or not it still lives."""
     try:

@@ -18,7 +18,7 @@ from fm.agent.jobs import make_job
 from fm.agent.signs import SILENCE, Silence, seconds_lived
 from fm.errors import Conflict, DiskFull
 from fm.job import EXIT_DISK_FULL, EXIT_STOPPED, Stage
-from fm.launching import Launcher, Life
+from fm.launching import GRACE, Launcher, Life
 from fm.layout import StageFolder, Storage
 from fm.lifecycle import EventType, Fault, Status
 from fm.store.leases import LEASE, Lease
@@ -28,8 +28,6 @@ from fm.types import Event, RunRecord
 FRUITLESS_LIMIT = 3
 """Attempts in a row without a newer whole checkpoint, after which a run is given up."""
 DISK_RETRY = timedelta(seconds=60)
-GRACE = timedelta(seconds=60)
-"""What a trainer gets to save its last checkpoint once it is asked to stop, and to exit once its run has ended."""
 
 
 class Worker:
