@@ -112,6 +112,8 @@ def prepare_again(record: RunRecord, backend: Backend) -> DryRun:
     """
     from fm.data import locate, verify
 
+    if backend.trains_here:
+        require("launchers", record.launcher)
     for data, field in ((record.train_data, "train_data_path"), (record.eval_data, "eval_data_path")):
         if data:
             verify(locate(data.path, field=field), data)

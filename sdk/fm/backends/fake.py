@@ -17,10 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fm import plugins
 from fm.agent.agent import Agent
 from fm.agent.devices import Devices
-from fm.backends.base import NewRun
 from fm.backends.stored import StoreBackend
 from fm.clock import SimulatedClock
 from fm.duration import Unit
@@ -222,7 +220,6 @@ def open_fake(script: Script | None = None) -> FakeBackend:
         store,
         storage,
         Principal(user="tester"),
-        admit=_admit,
         tend=_let_time_pass(agent, clock),
         poll_seconds=0.0,
     )
@@ -236,10 +233,6 @@ class FakeBackend(StoreBackend):
 
     trains_here = False
     launcher: ScriptedLauncher
-
-
-def _admit(new: NewRun) -> None:
-    plugins.find("launchers", new.launcher)
 
 
 def _let_time_pass(agent: Agent, clock: SimulatedClock) -> Callable[[], None]:

@@ -6,7 +6,6 @@ import getpass
 import threading
 import time
 
-from fm import plugins
 from fm.backends.stored import StoreBackend
 from fm.settings import Settings
 from fm.store.store import RunStore
@@ -30,7 +29,6 @@ def open_local() -> StoreBackend:
         store,
         settings.storage,
         Principal(user=getpass.getuser()),
-        admit=lambda new: plugins.require("launchers", new.launcher),
         tend=_Tender(settings, store),
         poll_seconds=0.3,
         pending=settings.home / "pending",

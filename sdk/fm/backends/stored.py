@@ -18,8 +18,7 @@ from fm.types import Checkpoint, DataRef, Event, LogChunk, MetricRow, ModelVersi
 class StoreBackend:
     """Seam 1 over a `RunStore` and a storage root.
 
-    `admit` refuses a run that can't be started here, before it is stored. `tend` is called before every question about
-    runs: it sees to it that somebody works on those that are unfinished.
+    `tend` is called before every question about runs: it sees to it that somebody works on those that are unfinished.
     """
 
     trains_here = True
@@ -31,7 +30,6 @@ class StoreBackend:
         storage: Storage,
         principal: Principal,
         *,
-        admit: Callable[[NewRun], None],
         tend: Callable[[], None],
         poll_seconds: float,
         pending: Path | None = None,
@@ -42,7 +40,6 @@ class StoreBackend:
         self.store = store
         self.storage = storage
         self.pending = pending
-        self.admit = admit
         self.tend = tend
         self.runs = StoreRuns(self)
         self.models = StoreModels(self)
@@ -54,7 +51,6 @@ class StoreBackend:
             self.store,
             self.storage,
             principal,
-            admit=self.admit,
             tend=self.tend,
             poll_seconds=self.poll_seconds,
             pending=self.pending,
@@ -73,7 +69,6 @@ class StoreRuns:
         self._team = backend.principal.team
 
     def create(self, new: NewRun, *, idempotency_key: str) -> RunRecord:
-        self._backend.admit(new)
         record = self._store.create(new, idempotency_key, self._backend.principal)
         self._backend.tend()
         return record
