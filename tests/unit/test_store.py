@@ -409,3 +409,9 @@ def test_a_value_that_the_store_can_not_hold_is_no_outage(store: RunStore) -> No
         pytest.skip("SQLite holds NUL")
     with pytest.raises(RequestError):
         store.find("red", "a\0b")
+
+
+def test_the_store_of_a_folder_that_others_may_read_is_the_owners_alone(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    RunStore(f"sqlite:///{tmp_path / 'store.db'}").close()
+    assert (tmp_path / "store.db").stat().st_mode & 0o777 == 0o600

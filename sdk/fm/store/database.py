@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select
@@ -100,6 +101,7 @@ def _engine(url: str) -> Engine:
             engine = create_engine(url, poolclass=StaticPool, connect_args={"check_same_thread": False})
         elif url.startswith("sqlite"):
             engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": _BUSY_SECONDS})
+            _make_private(engine.url.database)
         else:
             engine = create_engine(url, pool_pre_ping=True)
     except ModuleNotFoundError as error:
@@ -116,6 +118,12 @@ def _engine(url: str) -> Engine:
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _make_private(file: str | None) -> None:
+    """Makes an SQLite file readable by the owner alone, whatever the umask; its journal gets the same mode."""
+    with suppress(OSError):  # if it can't be made, connecting says so, and why
+        os.close(os.open(file or "", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:
