@@ -218,7 +218,7 @@ def train(
         if at.clock_origin is None:
             at.clock_origin = clock
 
-        began = now()
+        at.share, began = share, now()
         torch.manual_seed(int(np.random.SeedSequence([request.seed, at.step, rank]).generate_state(1)[0]))
         rate = schedule.learning_rate(share, peak=peak_rate, shape=request.lr_scheduler, warmup=request.warmup)
         for group in optimizer.param_groups:

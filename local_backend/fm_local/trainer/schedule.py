@@ -20,6 +20,10 @@ _REGISTRATION_SECONDS = 2.0
 """What a wall-clock budget leaves for the process to end and the agent to register the result."""
 _SAFETY = 1.25
 """How much longer than measured the work after the last step may take."""
+_LAST_SHARE = 0.999
+"""Progress in the last step of a wall-clock budget: not 1, so that its rate is above 0."""
+_OVERTIME = 0.05
+"""Share of a wall-clock budget that a last step may take beyond its planned end."""
 
 
 def learning_rate(progress: float, *, peak: float, shape: Shape, warmup: float) -> float:
@@ -50,6 +54,8 @@ class Position:
     """Running seconds that had passed when the first step began."""
     step_seconds: float = 0.0
     """A step's length, as a running mean that leans to the longer side."""
+    share: float = 0.0
+    """Progress that the schedule had reached in the last step."""
     closing: dict[str, float] = field(default_factory=dict)
     """Seconds that each thing took, or is guessed to take, that has to be done after the last step."""
 
@@ -103,14 +109,19 @@ class ClockPace:
     """Seconds of the budget that are spent."""
 
     def finished(self, at: Position) -> bool:
-        # One step is made in any case: an untrained result would help nobody.
-        return at.step > 0 and self.elapsed() + at.step_seconds > self._end(at)
+        late = self.elapsed() + at.step_seconds - self._end(at)
+        # One step is made in any case: an untrained result helps nobody. And where time ran out unforeseen, as when
+        # the machine was busy, one more step brings the rate down, if it costs little.
+        return at.step > 0 and late > 0 and (at.share >= _LAST_SHARE or late > _OVERTIME * self.budget)
 
     def progress(self, at: Position) -> float:
         return self._share(at, self.elapsed())
 
     def progress_of_step(self, at: Position) -> float:
-        return self._share(at, self.elapsed() + at.step_seconds / 2)
+        elapsed = self.elapsed()
+        if elapsed + 2 * at.step_seconds > self._end(at):
+            return _LAST_SHARE  # no other step will fit: however long the steps are, the last one has the lowest rate
+        return self._share(at, elapsed + at.step_seconds / 2)
 
     def total_steps(self, at: Position) -> int | None:
         if not at.step_seconds:
@@ -123,8 +134,7 @@ class ClockPace:
     def _share(self, at: Position, elapsed: float) -> float:
         origin = self.elapsed() if at.clock_origin is None else at.clock_origin
         span = self._end(at) - origin
-        # In steps that are done the clock has moved: 1 is never reached, so that the last rate is above 0.
-        return min(0.999, max(0.0, (elapsed - origin) / span)) if span > 0 else 0.999
+        return min(_LAST_SHARE, max(0.0, (elapsed - origin) / span)) if span > 0 else _LAST_SHARE
 
 
 def running_seconds(started_at: datetime, elapsed_before: float, now: Callable[[], float]) -> Callable[[], float]:
