@@ -54,7 +54,7 @@ def main() -> int:
         eval_data_path=DATA / "text-heldout",
         task_type="CONTINUED_PRETRAIN",
         method="full",
-        training_duration="900_000tok",
+        training_duration="650_000tok",
         learning_rate=3e-3,
         batch_size=4,
         context_length=CONTEXT,
