@@ -1,7 +1,7 @@
 """Writing so that a reader sees all of it or none, and knowing later that it is still what was written.
 
-A single file goes to a temporary name, is synced, and is renamed. A folder is written in any order, and becomes whole
-with its manifest, which is written last and holds size and digest of every other file.
+A single file goes to a temporary name, is synced, and is renamed. So does a folder: it is written in any order, and
+becomes whole with its manifest, which is written last and holds size and digest of every other file.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from fm.errors import DiskFull, Unavailable
+from fm.errors import Conflict, DiskFull, Unavailable
 from fm.layout import MANIFEST
 
 _BLOCK = 1 << 20
@@ -61,6 +62,31 @@ def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
             sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A folder that appears at `target` when the block, which fills and seals it, ends without an error.
+
+    Until then it has a temporary name beside `target` with this process's number in it; after an error nothing remains.
+
+    Raises:
+        Conflict: something else has appeared at `target` meanwhile, and stays.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed and had this number
+    with disk_errors(target):
+        try:
+            yield make_private(temporary)
+            try:
+                temporary.replace(target)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise Conflict(f"{target} exists already", hint="remove it, or choose another place") from error
+                raise
+            sync_folder(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: Path, value: Any) -> None:

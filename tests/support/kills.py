@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -226,8 +227,7 @@ def trials(victim: Victim, kind: str, count: int, expected: dict[str, str]) -> I
 
 
 def _steps(names: set[str]) -> list[int]:
-    digits = ("".join(filter(str.isdigit, name)) for name in names)
-    return [int(number) for number in digits if number]
+    return [int(found[1]) for name in names if (found := re.search(r"step-(\d+)", name))]
 
 
 def _kill(identity: dict[str, object]) -> bool:

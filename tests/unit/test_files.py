@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fm.errors import DiskFull, Unavailable
-from fm.files import atomic_writer, disk_errors, make_private, read_manifest, seal, write_json
+from fm.errors import Conflict, DiskFull, Unavailable
+from fm.files import atomic_folder, atomic_writer, disk_errors, make_private, read_manifest, seal, write_json
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -71,3 +71,29 @@ def test_a_full_disk_is_said_so() -> None:
 def test_a_folder_that_may_not_be_written_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="owner and mode"), disk_errors(tmp_path):
         raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_a_folder_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "model"
+    with atomic_folder(target) as unfinished:
+        (unfinished / "weights").write_bytes(b"123")
+        seal(unfinished, kind="full")
+        assert not target.exists()
+    assert read_manifest(target, verify=True) is not None
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_of_a_folder_that_failed_nothing_remains(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "new" / "model") as unfinished:
+        (unfinished / "weights").write_bytes(b"123")
+        raise KeyboardInterrupt
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_folder_that_others_made_meanwhile_stays(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "model"
+    with pytest.raises(Conflict, match="exists already"), atomic_folder(target) as unfinished:
+        seal(unfinished)
+        target.mkdir()
+        (target / "theirs").touch()
+    assert [path.name for path in target.parent.rglob("*")] == ["model", "theirs"]

@@ -404,9 +404,8 @@ def test_many_set_one_alias_at_once(store: RunStore) -> None:
     assert store.model("red", "a.b.c@best").aliases == ("best",)
 
 
+@pytest.mark.parametrize("url", ["postgres"], indirect=True)
 def test_a_value_that_the_store_can_not_hold_is_no_outage(store: RunStore) -> None:
-    if store.url.startswith("sqlite"):
-        pytest.skip("SQLite holds NUL")
     with pytest.raises(RequestError):
         store.find("red", "a\0b")
 

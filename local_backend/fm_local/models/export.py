@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from fm.errors import Conflict, FMError
-from fm.files import disk_errors, make_private, seal, sync_folder, write_json
+from fm.files import atomic_folder, seal, write_json
 from fm.layout import MANIFEST
 from fm_local.models.load import ADAPTER_CONFIG, is_adapter, load_adapted, saved_dtype_of
 
@@ -34,26 +33,18 @@ def export(model_path: Path, base_path: Path | None, out: Path, *, merge: bool) 
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise Conflict(f"{out} exists already", hint="give a new folder, or remove that one")
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with disk_errors(out):
-            make_private(temporary)
-            adapter = is_adapter(model_path)
-            skipped = {MANIFEST} | ({ADAPTER_CONFIG} if merge else set())
-            for file in sorted(model_path.iterdir()):
-                if file.name not in skipped and not (adapter and merge and file.name.endswith(_WEIGHTS)):
-                    shutil.copyfile(file, temporary / file.name)
-            if adapter and merge:
-                _merge(model_path, base_path, temporary)
-            elif adapter and base_path is not None:
-                config = json.loads((model_path / ADAPTER_CONFIG).read_text())
-                write_json(temporary / ADAPTER_CONFIG, config | {"base_model_name_or_path": str(base_path)})
-            seal(temporary, kind="adapter" if adapter and not merge else "full")
-            temporary.replace(out)
-            sync_folder(out.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with atomic_folder(out) as unfinished:
+        adapter = is_adapter(model_path)
+        skipped = {MANIFEST} | ({ADAPTER_CONFIG} if merge else set())
+        for file in sorted(model_path.iterdir()):
+            if file.name not in skipped and not (adapter and merge and file.name.endswith(_WEIGHTS)):
+                shutil.copyfile(file, unfinished / file.name)
+        if adapter and merge:
+            _merge(model_path, base_path, unfinished)
+        elif adapter and base_path is not None:
+            config = json.loads((model_path / ADAPTER_CONFIG).read_text())
+            write_json(unfinished / ADAPTER_CONFIG, config | {"base_model_name_or_path": str(base_path)})
+        seal(unfinished, kind="adapter" if adapter and not merge else "full")
     return out
 
 

@@ -24,8 +24,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from fm.errors import Unavailable
-from fm.files import disk_errors, make_private, read_manifest
+from fm.errors import Conflict, Unavailable
+from fm.files import atomic_folder, disk_errors, read_manifest
 from fm.layout import Storage
 
 FORMAT = 1
@@ -129,28 +129,19 @@ def digest_of(**parts: Any) -> str:
 
 @contextmanager
 def making(storage: Storage, digest: str) -> Iterator[Path]:
-    """A temporary folder that becomes the shard `digest` if the block ends with it sealed, and vanishes otherwise.
+    """A temporary folder that becomes the shard `digest` if the block, which fills and seals it, ends without an error.
 
-    Where another process made the same shard meanwhile, that one stays.
+    Where another process made the same shard meanwhile, that one stays: equal digests have equal contents.
     """
-    final = storage.shard(digest)
-    temporary = storage.shards / f".{digest}.{os.getpid()}.tmp"
-    make_private(storage.shards)
-    shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed and had this pid
-    make_private(temporary)
+    target = storage.shard(digest)
+    if read_manifest(target) is None:
+        shutil.rmtree(target, ignore_errors=True)  # damaged
     try:
-        yield temporary
-        with disk_errors(final):
-            if final.exists() and read_manifest(final) is None:
-                final.rename(storage.shards / f".{digest}.{os.getpid()}.broken.tmp")
-            try:
-                temporary.rename(final)
-            except OSError:
-                if read_manifest(final) is None:
-                    raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(storage.shards / f".{digest}.{os.getpid()}.broken.tmp", ignore_errors=True)
+        with atomic_folder(target) as unfinished:
+            yield unfinished
+    except Conflict:
+        if read_manifest(target) is None:
+            raise
 
 
 def discard_unfinished(storage: Storage) -> None:

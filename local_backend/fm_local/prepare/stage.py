@@ -138,9 +138,8 @@ class _Shards:
         digest = self.made[part] = digest_of(kind="tokens", data=data.digest, **self._parts)
         manifest = read_manifest(self._storage.shard(digest))
         if manifest is None:
-            with making(self._storage, digest) as folder:
-                facts = self._tokenise(source, data, folder)
-                manifest = seal(folder, **facts)
+            with making(self._storage, digest) as unfinished:
+                manifest = seal(unfinished, **self._tokenise(source, data, unfinished))
         counts = DataCounts.model_validate(manifest["counts"])
         self._warn_about(part, source, counts, manifest["named"])
         return counts

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from fm.errors import RequestError
-from fm.files import disk_errors, make_private, read_manifest, seal, sync_folder, write_json
+from fm.files import atomic_folder, read_manifest, seal, write_json
 from fm.layout import StageFolder
 from fm_local.models.weights import save_tensors
 from fm_local.trainer.schedule import Position
@@ -49,9 +49,6 @@ def save(
     target = folder.checkpoint(at.step)
     if read_manifest(target) is not None:
         return target, _size(target)
-    temporary = target.with_name(f".{target.name}.tmp")
-    make_private(folder.checkpoints)
-    shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(target, ignore_errors=True)
     names = {id(parameter): name for name, parameter in trainable.items()}
     entries: dict[str, Any] = {
@@ -61,18 +58,11 @@ def save(
     }
     tensors = {key: value for key, value in entries.items() if isinstance(value, torch.Tensor)}
     scalars = {key: value for key, value in entries.items() if key not in tensors}
-    try:
-        with disk_errors(target):
-            make_private(temporary)
-            save_tensors(temporary / _WEIGHTS, dict(trainable))
-            save_tensors(temporary / _OPTIMISER, tensors)
-            write_json(temporary / _STATE, {"position": asdict(at), "optimizer": scalars, "same": dict(same)})
-            seal(temporary, kind="checkpoint", step=at.step, metrics=dict(metrics))
-            temporary.rename(target)
-            sync_folder(folder.checkpoints)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with atomic_folder(target) as unfinished:
+        save_tensors(unfinished / _WEIGHTS, dict(trainable))
+        save_tensors(unfinished / _OPTIMISER, tensors)
+        write_json(unfinished / _STATE, {"position": asdict(at), "optimizer": scalars, "same": dict(same)})
+        seal(unfinished, kind="checkpoint", step=at.step, metrics=dict(metrics))
     _remove_old(folder.checkpoints, keep)
     return target, _size(target)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
 
-from fm.files import disk_errors, make_private, seal, sync_folder
+from fm.files import atomic_folder, seal
 from fm.layout import StageFolder
 from fm_local.models.weights import save_tensors
 from fm_local.trainer.methods import Trainee
@@ -27,24 +26,15 @@ def save_final(
     metrics: Mapping[str, float],
 ) -> Path:
     """Writes ``final/``, whole or not at all. A fully trained model is converted to its saved format by this."""
-    temporary = folder.path / ".final.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        with disk_errors(folder.final):
-            make_private(temporary)
-            if trainee.peft_model is not None:
-                _save_adapter(trainee.peft_model, temporary, base_name)
-            else:
-                trainee.language_model.to(trainee.saved_dtype)
-                trainee.language_model.config.use_cache = True
-                trainee.language_model.save_pretrained(temporary)
-            save_tokenizer(temporary, tokenizer, template=template, stop=stop)
-            seal(temporary, kind="full" if trainee.peft_model is None else "adapter", metrics=dict(metrics))
-            temporary.rename(folder.final)
-            sync_folder(folder.path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with atomic_folder(folder.final) as unfinished:
+        if trainee.peft_model is not None:
+            _save_adapter(trainee.peft_model, unfinished, base_name)
+        else:
+            trainee.language_model.to(trainee.saved_dtype)
+            trainee.language_model.config.use_cache = True
+            trainee.language_model.save_pretrained(unfinished)
+        save_tokenizer(unfinished, tokenizer, template=template, stop=stop)
+        seal(unfinished, kind="full" if trainee.peft_model is None else "adapter", metrics=dict(metrics))
     return folder.final
 
 

@@ -24,7 +24,7 @@ def reference() -> str:
 
 
 def _helps(command: click.Command, name: str, parent: click.Context | None) -> Iterator[tuple[str, str]]:
-    settings: Any = command.context_settings  # how help is asked for; click keeps what it meets first
+    settings: Any = command.context_settings
     context = click.Context(
         command, info_name=name.rsplit(" ", 1)[-1], parent=parent, terminal_width=110, **settings
     )
