@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from fm.request import TaskType, TrainRequest
 from fm_local.models.generating import continue_tokens, prompt_tokens
 from fm_local.trainer.batching import Examples, collate, micro_batches, rank_share
 from fm_local.trainer.loss import TokenLoss
+from fm_local.trainer.setup import Training
 
 _SAMPLE_TOKENS = 100
 
@@ -55,14 +56,7 @@ def evaluate(
 
 
 def answer_prompts(
-    loss: TokenLoss,
-    tokenizer: Any,
-    stop: Sequence[int],
-    template: str,
-    request: TrainRequest,
-    accelerator: Accelerator,
-    *,
-    beat: Callable[[], None],
+    training: Training, request: TrainRequest, accelerator: Accelerator, *, beat: Callable[[], None]
 ) -> list[dict[str, Any]]:
     """One sampled answer for each of `eval_prompts`: up to 100 new tokens, temperature 1, top-k 50, top-p 0.95.
 
@@ -70,21 +64,21 @@ def answer_prompts(
     """
     chat = request.task_type is TaskType.CHAT_COMPLETION
     samples = []
-    with _evaluating(loss), accelerator.autocast():
+    with _evaluating(training.loss), accelerator.autocast():
         for number, prompt in enumerate(request.eval_prompts):
-            ids = prompt_tokens(tokenizer, [{"role": "user", "content": prompt}] if chat else prompt, template)
+            asked: Any = [{"role": "user", "content": prompt}] if chat else prompt
+            ids = prompt_tokens(training.tokenizer, asked, training.template)
             tokens, ended = continue_tokens(
-                loss.language_model,
+                training.trainee.language_model,
                 ids,
-                stop=stop,
+                stop=training.stop_tokens,
                 max_new_tokens=_SAMPLE_TOKENS,
                 temperature=1.0,
                 top_k=50,
                 top_p=0.95,
                 seed=request.seed + number,
             )
-            samples.append(
-                {"prompt": prompt, "answer": tokenizer.decode(tokens, skip_special_tokens=True), "ended": ended}
-            )
+            answer = training.tokenizer.decode(tokens, skip_special_tokens=True)
+            samples.append({"prompt": prompt, "answer": answer, "ended": ended})
             beat()
     return samples

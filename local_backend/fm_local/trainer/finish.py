@@ -12,20 +12,14 @@ from transformers import GenerationConfig
 from fm.files import atomic_folder, seal
 from fm.layout import StageFolder
 from fm_local.models.weights import save_tensors
-from fm_local.trainer.methods import Trainee
+from fm_local.trainer.setup import Training
 
 
 def save_final(
-    folder: StageFolder,
-    trainee: Trainee,
-    tokenizer: Any,
-    *,
-    base_name: str,
-    template: str,
-    stop: Sequence[int],
-    metrics: Mapping[str, float],
+    folder: StageFolder, training: Training, *, base_name: str, metrics: Mapping[str, float]
 ) -> Path:
     """Writes ``final/``, whole or not at all. A fully trained model is converted to its saved format by this."""
+    trainee = training.trainee
     with atomic_folder(folder.final) as unfinished:
         if trainee.peft_model is not None:
             _save_adapter(trainee.peft_model, unfinished, base_name)
@@ -33,7 +27,7 @@ def save_final(
             trainee.language_model.to(trainee.saved_dtype)
             trainee.language_model.config.use_cache = True
             trainee.language_model.save_pretrained(unfinished)
-        save_tokenizer(unfinished, tokenizer, template=template, stop=stop)
+        save_tokenizer(unfinished, training.tokenizer, template=training.template, stop=training.stop_tokens)
         seal(unfinished, kind="full" if trainee.peft_model is None else "adapter", metrics=dict(metrics))
     return folder.final
 

@@ -9,27 +9,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
-from pathlib import Path
+from contextlib import suppress
 
-import numpy as np
 import torch
 
 from fm.duration import Unit
 from fm.errors import RequestError
 from fm.job import Job
-from fm.layout import StageFolder, Storage
+from fm.layout import StageFolder
 from fm.lifecycle import EventType
-from fm_local.models.tokenizer import chat_template_of, load_tokenizer, stop_token_ids
-from fm_local.prepare.shards import TokenDataset
 from fm_local.trainer import checkpoint, device, schedule
-from fm_local.trainer.batching import collate, epoch_steps, micro_batches, rank_share
+from fm_local.trainer.batching import epoch_steps
 from fm_local.trainer.evaluate import answer_prompts, evaluate
 from fm_local.trainer.finish import save_final
-from fm_local.trainer.loss import TokenLoss, diverged
-from fm_local.trainer.methods import make_optimizer, prepare_model
-from fm_local.trainer.rates import default_rate, rate_warning
+from fm_local.trainer.loss import diverged
 from fm_local.trainer.report import Report
+from fm_local.trainer.setup import make_ready
+from fm_local.trainer.step import Stepper
 
 
 def train(
@@ -53,9 +49,9 @@ def train(
     Raises:
         FMError: what a user can act on.
     """
-    request, prepared = job.request, job.prepared or {}
+    request = job.request
     accelerator = device.open_accelerator(request, folder)
-    rank, world = accelerator.process_index, accelerator.num_processes
+    world = accelerator.num_processes
     if world != request.num_processes:
         raise RequestError(
             f"{world} processes were started for num_processes={request.num_processes}",
@@ -63,62 +59,17 @@ def train(
             hint="start the trainer with torchrun --nproc-per-node, or ask for one process",
         )
     device.make_deterministic(accelerator.device)
-    max_tokens = max_tokens or device.micro_batch_tokens(accelerator.device)
     report = Report(folder, job, accelerator)
 
-    # ---- data
-    shards = Storage(Path(job.storage_root))
-    data = TokenDataset.open(shards.shard(prepared["train"]["shard"]))
-    held_out = TokenDataset.open(shards.shard(prepared["eval"]["shard"])) if prepared.get("eval") else None
-    tokenizer = load_tokenizer(Path(prepared["tokenizer"]))
-    template = chat_template_of(tokenizer)
-    stop_tokens = stop_token_ids(tokenizer, template)
-    report.event(
-        EventType.DATA_VALIDATED,
-        f"{len(data):,} examples, {int(data.lengths.sum()):,} tokens",
-        counts=prepared.get("counts"),
-        eval_counts=prepared.get("eval_counts"),
-    )
-
-    # ---- model
-    precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
-    trainee = prepare_model(job, len(tokenizer), precision=precision, device=accelerator.device)
-    if device.prefers_plain_attention(accelerator.device, precision, data.lengths.mean()):
-        trainee.language_model.set_attn_implementation("eager")
-    with accelerator.autocast():
-        loss_module = TokenLoss(trainee.language_model)
-    model = accelerator.prepare_model(loss_module)
-    optimizer = make_optimizer(request.optimizer, trainee.trainable, request.weight_decay)
-    trained = list(trainee.trainable.values())
-    trained_size = sum(parameter.numel() for parameter in trained)
-    usual_rate = default_rate(request.method, trainee.parameters, random_weights=trainee.random_weights)
-    peak_rate = request.learning_rate or usual_rate
-    report.event(
-        EventType.MODEL_INITIALIZED,
-        f"{job.model.name}: {trainee.parameters:,} parameters on {accelerator.device} in {precision}",
-        parameters=trainee.parameters,
-        trainable=trained_size,
-        device=str(accelerator.device),
-        precision=precision,
-        learning_rate=peak_rate,
-        processes=world,
-        threads=torch.get_num_threads(),
-        versions=device.versions(),
-    )
-    if warning := rate_warning(peak_rate, request.method, usual_rate, random_weights=trainee.random_weights):
-        report.event(EventType.WARNING, warning, field="learning_rate")
+    training = make_ready(job, accelerator, report)
+    data, trainee, optimizer = training.data, training.trainee, training.optimizer
+    stepper = Stepper(training, accelerator, max_tokens=max_tokens or device.micro_batch_tokens(accelerator.device))
 
     # ---- where to begin
-    same = {
-        "seed": request.seed,
-        "batch_size": request.batch_size,
-        "method": request.method,
-        "optimizer": request.optimizer,
-        "training data": prepared["train"]["shard"],
-    }
-    at = schedule.Position(closing=schedule.guess_closing(trained_size, look=bool(held_out or request.eval_prompts)))
+    to_look_at = bool(training.held_out or request.eval_prompts)
+    at = schedule.Position(closing=schedule.guess_closing(training.trained_parameters, look=to_look_at))
     if found := checkpoint.newest_whole(job.resume_from):
-        at = checkpoint.restore(found, trainee.trainable, optimizer, same=same)
+        at = checkpoint.restore(found, trainee.trainable, optimizer, same=training.same)
     steps = epoch_steps(data.lengths, request.batch_size, request.seed, at.epoch)
     looked_at = saved_at = at.step if found else -1
 
@@ -157,12 +108,12 @@ def train(
     def look() -> None:
         """Evaluates, and lets the model answer the prompts."""
         began = now()
-        if held_out is not None:
-            values = evaluate(loss_module, held_out, accelerator, max_tokens=max_tokens, beat=beat)
+        if training.held_out is not None:
+            values = evaluate(training.loss, training.held_out, accelerator, max_tokens=stepper.max_tokens, beat=beat)
             report.metrics(at.step, values)
             metrics.update(values)
         if request.eval_prompts and accelerator.is_main_process:
-            answers = answer_prompts(loss_module, tokenizer, stop_tokens, template, request, accelerator, beat=beat)
+            answers = answer_prompts(training, request, accelerator, beat=beat)
             report.event(
                 EventType.SAMPLES_GENERATED, f"{len(answers)} answers at step {at.step}", step=at.step, samples=answers
             )
@@ -172,7 +123,13 @@ def train(
         began = now()
         if accelerator.is_main_process:
             path, size = checkpoint.save(
-                folder, at, trainee.trainable, optimizer, same=same, metrics=metrics, keep=request.keep_checkpoints
+                folder,
+                at,
+                trainee.trainable,
+                optimizer,
+                same=training.same,
+                metrics=metrics,
+                keep=request.keep_checkpoints,
             )
             report.event(
                 EventType.CHECKPOINT_SAVED, f"step {at.step}", step=at.step, path=str(path), bytes=size, metrics=metrics
@@ -219,26 +176,13 @@ def train(
             at.clock_origin = clock
 
         at.share, began = share, now()
-        torch.manual_seed(int(np.random.SeedSequence([request.seed, at.step, rank]).generate_state(1)[0]))
-        rate = schedule.learning_rate(share, peak=peak_rate, shape=request.lr_scheduler, warmup=request.warmup)
+        rate = schedule.learning_rate(share, peak=training.peak_rate, shape=request.lr_scheduler, warmup=request.warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
         examples = steps[at.index]
-        labels = int(data.trained[examples].sum())
-        mine = rank_share(examples, rank, world)
-        # A process without a share still takes part: the others wait for its gradients, which are all 0.
-        groups = micro_batches(mine if len(mine) else examples[:1], data.lengths, max_tokens)
-        sums = torch.zeros(2, device=accelerator.device)
-        for number, group_examples in enumerate(groups, start=1):
-            batch = collate(data, group_examples, labelled=len(mine) > 0).to(accelerator.device)
-            with accelerator.no_sync(model) if number < len(groups) else nullcontext():
-                loss, right = model(batch)
-                # Summed over the whole step, divided once by its labels; DDP divides by `world`, which is undone here.
-                accelerator.backward(loss * (world / labels))
-            sums += torch.stack([loss.detach(), right.float()])
-        sums = accelerator.reduce(sums) if world > 1 else sums
-        norm = torch.nn.utils.clip_grad_norm_(trained, request.max_grad_norm)
-        step_loss, accuracy, grad_norm = torch.cat([sums / labels, norm[None].to(sums)]).tolist()
+        step_loss, accuracy, grad_norm = stepper.gradients(
+            examples, at.step, seed=request.seed, max_norm=request.max_grad_norm
+        )
         if not (math.isfinite(step_loss) and math.isfinite(grad_norm)):
             raise diverged(at.step + 1, step_loss, grad_norm, rate, examples)
         optimizer.step()
@@ -277,15 +221,7 @@ def train(
             report.close()
             return False
     if accelerator.is_main_process:
-        save_final(
-            folder,
-            trainee,
-            tokenizer,
-            base_name=(job.model.adapter_of or job.model).name,
-            template=template,
-            stop=stop_tokens,
-            metrics=metrics,
-        )
+        save_final(folder, training, base_name=(job.model.adapter_of or job.model).name, metrics=metrics)
     accelerator.wait_for_everyone()
     report.event(EventType.TRAIN_FINISHED, f"{at.step} steps, {at.tokens:,} tokens", **progress(), metrics=metrics)
     report.close()

@@ -1,0 +1,109 @@
+"""Everything that a training needs before its first step: data, tokenizer, model, optimiser, learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from fm.job import Job
+from fm.layout import Storage
+from fm.lifecycle import EventType
+from fm_local.models.tokenizer import chat_template_of, load_tokenizer, stop_token_ids
+from fm_local.prepare.shards import TokenDataset
+from fm_local.trainer import device
+from fm_local.trainer.loss import TokenLoss
+from fm_local.trainer.methods import Trainee, make_optimizer, prepare_model
+from fm_local.trainer.rates import default_rate, rate_warning
+from fm_local.trainer.report import Report
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What stays the same from the first step to the last."""
+
+    data: TokenDataset
+    held_out: TokenDataset | None
+    tokenizer: Any
+    template: str
+    stop_tokens: Sequence[int]
+    trainee: Trainee
+    loss: TokenLoss
+    """Model and loss as one module."""
+    model: Any
+    """The same as it is called: wrapped by DDP where there are several processes."""
+    optimizer: torch.optim.Optimizer
+    peak_rate: float
+    trained_parameters: int
+    same: dict[str, Any]
+    """What a checkpoint must agree in for this training to go on from it."""
+
+
+def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
+    """Loads what `job` names, and reports it.
+
+    Raises:
+        FMError: something is missing, damaged, or doesn't fit.
+    """
+    request, prepared = job.request, job.prepared or {}
+    shards = Storage(Path(job.storage_root))
+    data = TokenDataset.open(shards.shard(prepared["train"]["shard"]))
+    held_out = TokenDataset.open(shards.shard(prepared["eval"]["shard"])) if prepared.get("eval") else None
+    tokenizer = load_tokenizer(Path(prepared["tokenizer"]))
+    template = chat_template_of(tokenizer)
+    report.event(
+        EventType.DATA_VALIDATED,
+        f"{len(data):,} examples, {int(data.lengths.sum()):,} tokens",
+        counts=prepared.get("counts"),
+        eval_counts=prepared.get("eval_counts"),
+    )
+
+    precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+    trainee = prepare_model(job, len(tokenizer), precision=precision, device=accelerator.device)
+    if device.prefers_plain_attention(accelerator.device, precision, data.lengths.mean()):
+        trainee.language_model.set_attn_implementation("eager")
+    with accelerator.autocast():
+        loss = TokenLoss(trainee.language_model)
+    model = accelerator.prepare_model(loss)
+    optimizer = make_optimizer(request.optimizer, trainee.trainable, request.weight_decay)
+    trained_parameters = sum(parameter.numel() for parameter in trainee.trainable.values())
+    usual_rate = default_rate(request.method, trainee.parameters, random_weights=trainee.random_weights)
+    peak_rate = request.learning_rate or usual_rate
+    report.event(
+        EventType.MODEL_INITIALIZED,
+        f"{job.model.name}: {trainee.parameters:,} parameters on {accelerator.device} in {precision}",
+        parameters=trainee.parameters,
+        trainable=trained_parameters,
+        device=str(accelerator.device),
+        precision=precision,
+        learning_rate=peak_rate,
+        processes=accelerator.num_processes,
+        threads=torch.get_num_threads(),
+        versions=device.versions(),
+    )
+    if warning := rate_warning(peak_rate, request.method, usual_rate, random_weights=trainee.random_weights):
+        report.event(EventType.WARNING, warning, field="learning_rate")
+    return Training(
+        data=data,
+        held_out=held_out,
+        tokenizer=tokenizer,
+        template=template,
+        stop_tokens=stop_token_ids(tokenizer, template),
+        trainee=trainee,
+        loss=loss,
+        model=model,
+        optimizer=optimizer,
+        peak_rate=peak_rate,
+        trained_parameters=trained_parameters,
+        same={
+            "seed": request.seed,
+            "batch_size": request.batch_size,
+            "method": request.method,
+            "optimizer": request.optimizer,
+            "training data": prepared["train"]["shard"],
+        },
+    )

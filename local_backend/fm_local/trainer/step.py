@@ -1,0 +1,83 @@
+"""The gradients of one optimiser step, in as many pieces as the memory asks for."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from fm_local.trainer.batching import Indices, collate, micro_batches, rank_share
+from fm_local.trainer.failures import is_out_of_memory
+from fm_local.trainer.setup import Training
+
+
+class Gradients(NamedTuple):
+    """What a step's examples gave; the gradients themselves are in the parameters."""
+
+    loss: float
+    """Mean cross-entropy of the step's labels, in nats."""
+    accuracy: float
+    """Share of the labels that the model put first."""
+    norm: float
+    """Of the gradient, before clipping."""
+
+
+class Stepper:
+    """Computes gradients, in pieces that are halved where memory runs out; the result does not depend on their size."""
+
+    def __init__(self, training: Training, accelerator: Accelerator, *, max_tokens: int) -> None:
+        """`max_tokens`: padded tokens computed at once, unless one example alone has more."""
+        self._training = training
+        self._accelerator = accelerator
+        self.max_tokens = max_tokens
+
+    def gradients(self, examples: Indices, step: int, *, seed: int, max_norm: float) -> Gradients:
+        """Leaves the gradient of the mean loss over the labels of `examples`, clipped to `max_norm`, in the parameters.
+
+        All random numbers of the step come from (`seed`, `step`, rank).
+
+        Raises:
+            torch.OutOfMemoryError: not even one example fits.
+        """
+        while True:
+            pieces = self._pieces(examples)
+            try:
+                return self._accumulate(examples, pieces, step, seed, max_norm)
+            except Exception as error:
+                # Of several processes, the others already wait for this one's part of the same piece.
+                alone = self._accelerator.num_processes == 1
+                if not (alone and is_out_of_memory(error) and max(map(len, pieces)) > 1):
+                    raise
+            self._training.optimizer.zero_grad(set_to_none=True)
+            if self._accelerator.device.type == "cuda":
+                torch.cuda.empty_cache()
+            widest = max(len(piece) * int(self._training.data.lengths[piece].max()) for piece in pieces)
+            self.max_tokens = min(self.max_tokens, widest) // 2
+
+    def _pieces(self, examples: Indices) -> list[Indices]:
+        mine = rank_share(examples, self._accelerator.process_index, self._accelerator.num_processes)
+        # A process without a share still takes part: the others wait for its gradients, which are all 0.
+        return micro_batches(mine if len(mine) else examples[:1], self._training.data.lengths, self.max_tokens)
+
+    def _accumulate(
+        self, examples: Indices, pieces: list[Indices], step: int, seed: int, max_norm: float
+    ) -> Gradients:
+        training, accelerator = self._training, self._accelerator
+        rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
+        torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
+        labels = int(training.data.trained[examples].sum())
+        has_share = len(rank_share(examples, rank, world)) > 0
+        sums = torch.zeros(2, device=device)
+        for number, piece in enumerate(pieces, start=1):
+            batch = collate(training.data, piece, labelled=has_share).to(device)
+            with accelerator.no_sync(training.model) if number < len(pieces) else nullcontext():
+                loss, right = training.model(batch)
+                # Summed over the whole step, divided once by its labels; DDP divides by `world`, which is undone here.
+                accelerator.backward(loss * (world / labels))
+            sums += torch.stack([loss.detach(), right.float()])
+        sums = accelerator.reduce(sums) if world > 1 else sums
+        norm = torch.nn.utils.clip_grad_norm_(list(training.trainee.trainable.values()), max_norm)
+        return Gradients(*torch.cat([sums / labels, norm[None].to(sums)]).tolist())
