@@ -78,6 +78,8 @@ class TrainRequest(_Request):
     save_interval: str = "auto"
     """A duration; "auto" is ten times over the training."""
     keep_checkpoints: int = Field(2, ge=1)
+    early_stopping_patience: int | None = Field(None, ge=1)
+    register_checkpoint: Literal["last", "best"] = "last"
     trackers: tuple[Literal["mlflow", "wandb", "tensorboard"], ...] = ()
     num_processes: int = Field(1, ge=1, le=1024)
     name: str | None = None
@@ -157,6 +159,12 @@ class TrainRequest(_Request):
                 'train_on chooses assistant turns, and CONTINUED_PRETRAIN has none', field="train_on",
                 hint="leave train_on out",
             )
+        for name in ("early_stopping_patience", "register_checkpoint"):
+            if self.eval_data_path is None and getattr(self, name) not in (None, "last"):
+                raise RequestError(
+                    f"{name} goes by the loss on held-out data, and there is none", field=name,
+                    hint="pass eval_data_path=…",
+                )
         return self
 
     @property

@@ -38,8 +38,10 @@ def save(
     same: Mapping[str, Any],
     metrics: Mapping[str, float],
     keep: int,
+    protected: int | None,
 ) -> tuple[Path, int]:
-    """Writes the checkpoint after step `at.step`, whole or not at all, and removes those before the last `keep`.
+    """Writes the checkpoint after step `at.step`, whole or not at all, and removes those before the last `keep`,
+    except that of step `protected`.
 
     `same` is what a training that goes on from here must agree in. Returns the folder and its size in bytes.
 
@@ -63,7 +65,7 @@ def save(
         save_tensors(unfinished / _OPTIMISER, tensors)
         write_json(unfinished / _STATE, {"position": asdict(at), "optimizer": scalars, "same": dict(same)})
         seal(unfinished, kind="checkpoint", step=at.step, metrics=dict(metrics))
-    _remove_old(folder.checkpoints, keep)
+    _remove_old(folder.checkpoints, keep, folder.checkpoint(protected or 0))
     return target, _size(target)
 
 
@@ -113,9 +115,10 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.iterdir())
 
 
-def _remove_old(folder: Path, keep: int) -> None:
+def _remove_old(folder: Path, keep: int, protected: Path) -> None:
     whole: Sequence[Path] = sorted(path for path in folder.glob("step-*") if read_manifest(path) is not None)
     for path in whole[:-keep]:
-        # Without its manifest a checkpoint does not exist: nobody finds one that is half removed.
-        (path / "manifest.json").unlink()
-        shutil.rmtree(path)
+        if path != protected:
+            # Without its manifest a checkpoint does not exist: nobody finds one that is half removed.
+            (path / "manifest.json").unlink()
+            shutil.rmtree(path)

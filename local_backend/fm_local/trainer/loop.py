@@ -6,23 +6,24 @@ steps (evaluation, samples, saving, a kill and a resume) can change what the nex
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 
 from fm.duration import Unit
-from fm.errors import RequestError
+from fm.errors import RequestError, Unavailable
+from fm.files import read_manifest
 from fm.job import Job
 from fm.layout import StageFolder
 from fm.lifecycle import EventType
 from fm_local.trainer import checkpoint, device, schedule
-from fm_local.trainer.batching import epoch_steps
+from fm_local.trainer.batching import Indices, epoch_steps
 from fm_local.trainer.evaluate import answer_prompts, evaluate
 from fm_local.trainer.finish import save_final
-from fm_local.trainer.loss import diverged
+from fm_local.trainer.recovery import go_back, trouble_since
 from fm_local.trainer.report import Report
 from fm_local.trainer.setup import make_ready
 from fm_local.trainer.step import Stepper
@@ -90,6 +91,24 @@ def train(
     looks.start(at)
     saves.start(at)
     metrics: dict[str, float] = {}
+    keeps_best = request.register_checkpoint == "best"
+
+    def past_best() -> bool:
+        return request.early_stopping_patience is not None and at.looks_since_best >= request.early_stopping_patience
+
+    def checkpoints() -> list[Path]:
+        return [*folder.checkpoints.glob("step-*"), *map(Path, job.resume_from)]
+
+    def examples_of(step: int) -> Indices:
+        epoch, index = divmod(step, len(steps))
+        return epoch_steps(data.lengths, request.batch_size, request.seed, epoch)[index]
+
+    def advance(tokens: int) -> None:
+        nonlocal steps
+        at.step, at.index, at.tokens = at.step + 1, at.index + 1, at.tokens + tokens
+        if at.index == len(steps):
+            at.epoch, at.index = at.epoch + 1, 0
+            steps = epoch_steps(data.lengths, request.batch_size, request.seed, at.epoch)
 
     def agree(*decisions: float) -> list[float]:
         """What the first process decided: clocks and signals differ between processes, their steps must not."""
@@ -112,6 +131,7 @@ def train(
             values = evaluate(training.loss, training.held_out, accelerator, max_tokens=stepper.max_tokens, beat=beat)
             report.metrics(at.step, values)
             metrics.update(values)
+            at.judged(values["metrics/eval/LanguageCrossEntropy"])
         if request.eval_prompts and accelerator.is_main_process:
             answers = answer_prompts(training, request, accelerator, beat=beat)
             report.event(
@@ -130,6 +150,7 @@ def train(
                 same=training.same,
                 metrics=metrics,
                 keep=request.keep_checkpoints,
+                protected=at.best_step if keeps_best else None,
             )
             report.event(
                 EventType.CHECKPOINT_SAVED, f"step {at.step}", step=at.step, path=str(path), bytes=size, metrics=metrics
@@ -162,45 +183,60 @@ def train(
             with suppress(_Interrupted):
                 look()
             looked_at = at.step
-        save_due, stop = agree(saves.due(at), stop_requested())
+        save_due, stop = agree(saves.due(at) or (keeps_best and at.best_step == at.step), stop_requested())
         if ((save_due and at.step) or stop) and saved_at != at.step:
             save()
             saved_at = at.step
         if stop:
             report.close()
             return False
-        finished, share, clock = agree(pace.finished(at), pace.progress_of_step(at), elapsed())
+        finished, share, clock = agree(pace.finished(at) or past_best(), pace.progress_of_step(at), elapsed())
         if finished:
             break
         if at.clock_origin is None:
             at.clock_origin = clock
+        if at.step in at.skipped:
+            advance(0)
+            continue
 
         at.share, began = share, now()
         rate = schedule.learning_rate(share, peak=training.peak_rate, shape=request.lr_scheduler, warmup=request.warmup)
         for group in optimizer.param_groups:
             group["lr"] = rate
         examples = steps[at.index]
-        step_loss, accuracy, grad_norm = stepper.gradients(
-            examples, at.step, seed=request.seed, max_norm=request.max_grad_norm
-        )
-        if not (math.isfinite(step_loss) and math.isfinite(grad_norm)):
-            raise diverged(at.step + 1, step_loss, grad_norm, rate, examples)
+        result = stepper.gradients(examples, at.step, seed=request.seed, max_norm=request.max_grad_norm)
+        if (since := trouble_since(at, result)) is not None:
+            optimizer.zero_grad(set_to_none=True)
+            at = go_back(
+                since,
+                at,
+                result,
+                training,
+                report,
+                checkpoints=checkpoints(),
+                examples_of=examples_of,
+                first_process=accelerator.is_main_process,
+            )
+            accelerator.wait_for_everyone()
+            steps = epoch_steps(data.lengths, request.batch_size, request.seed, at.epoch)
+            looked_at = saved_at = at.step
+            looks.start(at)
+            saves.start(at)
+            continue
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
+        at.learnt(result.loss)
         tokens = int(data.lengths[examples].sum())
-        at.step, at.index, at.tokens = at.step + 1, at.index + 1, at.tokens + tokens
-        if at.index == len(steps):
-            at.epoch, at.index = at.epoch + 1, 0
-            steps = epoch_steps(data.lengths, request.batch_size, request.seed, at.epoch)
+        advance(tokens)
         seconds = max(1e-6, now() - began)
         at.took(seconds)
         metrics |= {
-            "loss/train/total": step_loss,
-            "metrics/train/LanguageCrossEntropy": step_loss,
-            "metrics/train/TokenAccuracy": accuracy,
+            "loss/train/total": result.loss,
+            "metrics/train/LanguageCrossEntropy": result.loss,
+            "metrics/train/TokenAccuracy": result.accuracy,
             "lr": rate,
-            "grad_norm": grad_norm,
+            "grad_norm": result.norm,
             "throughput/tokens_per_sec": tokens / seconds,
             "time/step_seconds": seconds,
             "memory/peak_gib": device.peak_gib(accelerator.device),
@@ -220,10 +256,19 @@ def train(
         except _Interrupted:
             report.close()
             return False
+    chosen = f"{at.step} steps, {at.tokens:,} tokens"
+    if keeps_best and at.best_step not in (None, at.step):
+        name = folder.checkpoint(at.best_step).name
+        best = checkpoint.newest_whole(path for path in checkpoints() if path.name == name)
+        if best is None:
+            raise Unavailable(f"the checkpoint of step {at.best_step}, the best, is not whole", hint="resume the run")
+        checkpoint.restore(best, trainee.trainable, optimizer, same=training.same)
+        metrics = (read_manifest(best) or {})["metrics"]
+        chosen += f"; the weights are those of step {at.best_step}, with the lowest loss on held-out data"
     if accelerator.is_main_process:
         save_final(folder, training, base_name=(job.model.adapter_of or job.model).name, metrics=metrics)
     accelerator.wait_for_everyone()
-    report.event(EventType.TRAIN_FINISHED, f"{at.step} steps, {at.tokens:,} tokens", **progress(), metrics=metrics)
+    report.event(EventType.TRAIN_FINISHED, chosen, **progress(), metrics=metrics)
     report.close()
     return True
 

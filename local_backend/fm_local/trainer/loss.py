@@ -13,8 +13,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that everyone knows
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fm.errors import RequestError
-from fm_local.trainer.batching import Indices, MicroBatch
+from fm_local.trainer.batching import MicroBatch
 
 _LOGITS_AT_ONCE = 1 << 26
 """Elements of the largest block of logits: 256 MiB in fp32."""
@@ -81,14 +80,3 @@ def _head_can_be_applied_apart(model: Any) -> bool:
     finally:
         model.train(was_training)
     return whole.shape == apart.shape and torch.allclose(whole, apart, rtol=1e-3, atol=1e-4)
-
-
-def diverged(step: int, loss: float, norm: float, rate: float, examples: Indices) -> RequestError:
-    """What to raise when the step `step` gave a loss or a gradient that is not finite."""
-    rows = ", ".join(str(int(index)) for index in examples[:8]) + ("…" if len(examples) > 8 else "")
-    return RequestError(
-        f"step {step}: the loss is {loss} and the gradient's norm {norm} at learning rate {rate:.3g}; "
-        "nothing of this step was kept",
-        field="learning_rate",
-        hint=f"lower the learning rate, or look at examples {rows} of the data; the last checkpoint is sound",
-    )

@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from fm.duration import Duration, Unit
+from fm_local.trainer import watch
 from fm_local.trainer.batching import Indices, epoch_steps
 
 Shape = Literal["linear", "cosine", "constant"]
@@ -58,6 +59,28 @@ class Position:
     """Progress that the schedule had reached in the last step."""
     closing: dict[str, float] = field(default_factory=dict)
     """Seconds that each thing took, or is guessed to take, that has to be done after the last step."""
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    """Number and loss of the latest steps, by which a spike is known."""
+    skipped: list[int] = field(default_factory=list)
+    """Steps whose examples are passed over."""
+    rollbacks: int = 0
+    best_loss: float | None = None
+    """The lowest on held-out data so far, after a first step."""
+    best_step: int | None = None
+    looks_since_best: int = 0
+
+    def learnt(self, loss: float) -> None:
+        """Takes in the loss of the step just done."""
+        self.losses = [*self.losses, (self.step, loss)][-watch.HISTORY :]
+
+    def judged(self, loss: float) -> None:
+        """Takes in the loss on held-out data."""
+        if self.step == 0:
+            return
+        if self.best_loss is None or loss < self.best_loss:
+            self.best_loss, self.best_step, self.looks_since_best = loss, self.step, 0
+        else:
+            self.looks_since_best += 1
 
     def took(self, seconds: float) -> None:
         """Takes in the length of the step just done."""

@@ -52,6 +52,8 @@ def create(
     eval_interval: str | Duration = "auto",
     save_interval: str | Duration = "auto",
     keep_checkpoints: int = 2,
+    early_stopping_patience: int | None = None,
+    register_checkpoint: str = "last",
     trackers: str | Sequence[str] = (),
     num_processes: int = 1,
     sharding: str | None = None,
@@ -102,6 +104,9 @@ def create(
         eval_interval: a duration; "auto" is ten times over the training. The end is always evaluated.
         save_interval: a duration between checkpoints; "auto" is ten times over the training.
         keep_checkpoints: how many of the newest checkpoints stay on disk.
+        early_stopping_patience: end the training after so many evaluations in a row without a lower loss on held-out
+            data; None: never.
+        register_checkpoint: the "last" weights, or those of the evaluation with the lowest loss, "best".
         trackers: any of "mlflow", "wandb", "tensorboard".
         num_processes: training processes on this machine; data-parallel.
         sharding: refused so far.

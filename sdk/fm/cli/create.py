@@ -21,10 +21,12 @@ _CHOICES = {
     "precision": ("auto", "bf16", "fp32"),
     "packing": ("auto", "true", "false"),
     "train_on": ("last", "all"),
+    "register_checkpoint": ("last", "best"),
     "task_type": ("CHAT_COMPLETION", "INSTRUCTION_FINETUNE", "CONTINUED_PRETRAIN"),
 }
 _NUMBERS: dict[str, Any] = {
     **dict.fromkeys(("context_length", "batch_size", "seed", "keep_checkpoints", "num_processes"), int),
+    "early_stopping_patience": int,
     **dict.fromkeys(("warmup", "weight_decay", "max_grad_norm"), float),
 }
 _REPEATED = {

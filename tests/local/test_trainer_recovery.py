@@ -1,0 +1,208 @@
+"""Spikes and broken steps, going back past them, the best checkpoint, and memory that runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fm.errors import RequestError
+from fm_local.trainer.loss import TokenLoss
+from fm_local.trainer.step import Gradients, Stepper
+from fm_local.trainer.watch import RUN, has_spiked
+from support.models import events, examples, lines, make_job, model, run
+
+NOISES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    "normal": lambda random, count: random.normal(0, 0.2, count),
+    "heavy-tailed": lambda random, count: 0.115 * random.standard_t(3, count),
+}
+
+
+def losses(random: np.random.Generator, noise: str, count: int = 400) -> np.ndarray:
+    return 2 + 3 * np.exp(-np.arange(count) / 100) + NOISES[noise](random, count)
+
+
+def alarms(values: np.ndarray, begin: int, end: int) -> list[int]:
+    return [step for step in range(begin, end) if has_spiked(list(values[: step + 1]))]
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_fifty_noisy_but_sound_curves_raise_no_alarm(noise: str) -> None:
+    random = np.random.default_rng(1)
+    assert [alarms(losses(random, noise), 0, 400) for _ in range(50)] == [[]] * 50
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_a_rise_by_four_deviations_is_found_while_it_lasts(noise: str) -> None:
+    random, found = np.random.default_rng(2), 0
+    for _ in range(100):
+        values, begin = losses(random, noise), int(random.integers(100, 380))
+        values[begin : begin + 2 * RUN] += 4 * 0.2
+        found += bool(alarms(values, begin, begin + 2 * RUN))
+    assert found >= 95
+
+
+def test_single_high_losses_are_no_spike() -> None:
+    random = np.random.default_rng(3)
+    values = 0.01 + 4.0 * (random.random(400) < 0.1)
+    assert alarms(values, 0, 400) == []
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    return model("llama", tmp_path / "base")
+
+
+Disturb = Callable[[Stepper, int, Callable[[], Gradients]], Gradients]
+
+
+@pytest.fixture
+def disturb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Disturb], None]:
+    """Puts a function around each step's gradients."""
+    plain = Stepper.gradients
+
+    def put(around: Disturb) -> None:
+        def gradients(self: Stepper, given: np.ndarray, step: int, **options: float) -> Gradients:
+            return around(self, step, lambda: plain(self, given, step, **options))  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Stepper, "gradients", gradients)
+
+    return put
+
+
+def train_losses(folder: Path) -> dict[int, float]:
+    return {row["step"]: row["values"]["loss/train/total"] for row in lines(folder) if "lr" in row["values"]}
+
+
+def test_a_spike_is_rolled_back_and_its_data_passed_over(
+    tmp_path: Path, base: Path, disturb: Callable[[Disturb], None]
+) -> None:
+    hit: list[int] = []
+
+    def spoil(stepper: Stepper, step: int, gradients: Callable[[], Gradients]) -> Gradients:
+        if step == 60 and not hit:
+            hit.append(step)
+            with torch.no_grad():
+                for parameter in stepper._training.trainee.trainable.values():
+                    parameter.add_(torch.randn_like(parameter))
+        return gradients()
+
+    disturb(spoil)
+    job, folder = make_job(
+        tmp_path, rows=examples(40), base=base, training_duration="100ba", save_interval="10ba", warmup=0.0
+    )
+    assert run(job, folder)
+    [warning] = events(folder, "WARNING")
+    first, last = warning["steps"]
+    assert 55 < first <= 61 and last - first == RUN - 1
+    assert warning["back_to"] in (50, 60) and len(warning["examples"]) == 4 * RUN
+    reported = [row["step"] for row in lines(folder.metrics) if "lr" in row["values"]]
+    again = reported[reported.index(last - 1) + 1 :]
+    assert set(again) == set(range(warning["back_to"] + 1, 101)) - set(range(first, last + 1))
+    final = train_losses(folder.metrics)
+    assert final[100] < final[1]
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["step-00000090", "step-00000100"]
+
+
+def test_a_step_that_is_not_finite_is_passed_over_and_leaves_no_trace(
+    tmp_path: Path, base: Path, disturb: Callable[[Disturb], None]
+) -> None:
+    def spoil(_: Stepper, step: int, gradients: Callable[[], Gradients]) -> Gradients:
+        result = gradients()
+        return result._replace(norm=float("nan")) if step == 4 else result
+
+    disturb(spoil)
+    results = []
+    for save_interval in ("3ba", "100ba"):  # with a checkpoint to go back to, and without
+        job, folder = make_job(
+            tmp_path / save_interval,
+            rows=examples(40),
+            base=base,
+            training_duration="10ba",
+            save_interval=save_interval,
+        )
+        assert run(job, folder)
+        assert events(folder, "WARNING")[0]["steps"] == [5, 5]
+        assert set(train_losses(folder.metrics)) == set(range(1, 11)) - {5}
+        results.append(load_file(folder.final / "model.safetensors"))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_trap_6_steps_that_stay_broken_fail_the_run_and_say_what_to_change(
+    tmp_path: Path, base: Path, disturb: Callable[[Disturb], None]
+) -> None:
+    disturb(lambda _, step, gradients: gradients()._replace(loss=float("inf")) if step >= 4 else gradients())
+    job, folder = make_job(tmp_path, rows=examples(40), base=base, training_duration="20ba", save_interval="2ba")
+    with pytest.raises(RequestError, match="after going back 3 times") as caught:
+        run(job, folder)
+    assert "lower the learning rate, to 0.0003" in str(caught.value)
+    assert len(events(folder, "WARNING")) == 3
+    assert not folder.final.exists()
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["step-00000002", "step-00000004"]
+
+
+def test_the_best_checkpoint_is_registered_and_training_ends_when_it_gets_worse(tmp_path: Path, base: Path) -> None:
+    job, folder = make_job(
+        tmp_path,
+        rows=examples(8),
+        held_out=examples(8, seed=5),
+        base=base,
+        training_duration="400ba",
+        learning_rate=1e-2,
+        lr_scheduler="constant",
+        eval_interval="2ba",
+        save_interval="400ba",
+        keep_checkpoints=1,
+        early_stopping_patience=4,
+        register_checkpoint="best",
+        eval_data_path="data.jsonl",
+    )
+    assert run(job, folder)
+    by_step = {
+        row["step"]: row["values"]["metrics/eval/LanguageCrossEntropy"]
+        for row in lines(folder.metrics)
+        if "metrics/eval/LanguageCrossEntropy" in row["values"] and row["step"]
+    }
+    best = min(by_step, key=lambda step: by_step[step])
+    last = max(by_step)
+    assert last == best + 8 < 400
+    final = load_file(folder.final / "model.safetensors")
+    kept = load_file(folder.checkpoint(best) / "trainable.safetensors")
+    assert all(torch.equal(final[name], kept[name]) for name in final)
+    [finished] = events(folder, "TRAIN_FINISHED")
+    assert finished["metrics"]["metrics/eval/LanguageCrossEntropy"] == by_step[best]
+
+
+@pytest.mark.parametrize("field", ["early_stopping_patience", "register_checkpoint"])
+def test_choosing_by_held_out_data_needs_some(tmp_path: Path, base: Path, field: str) -> None:
+    value = {"early_stopping_patience": 2, "register_checkpoint": "best"}[field]
+    with pytest.raises(RequestError, match="held-out"):
+        make_job(tmp_path, rows=examples(8), base=base, **{field: value})
+
+
+def test_where_memory_runs_out_the_pieces_become_smaller_and_the_gradient_stays(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(root: Path) -> dict[str, torch.Tensor]:
+        job, folder = make_job(root, rows=examples(16), base=base, batch_size=8, training_duration="4ba")
+        assert run(job, folder)
+        return load_file(folder.final / "model.safetensors")
+
+    expected = trained(tmp_path / "plain")
+    forward, rows = TokenLoss.forward, []
+
+    def limited(self: TokenLoss, batch: object) -> object:
+        rows.append(len(batch.ids))  # type: ignore[attr-defined]
+        if rows[-1] > 2:
+            raise torch.OutOfMemoryError("planted")
+        return forward(self, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TokenLoss, "forward", limited)
+    found = trained(tmp_path / "limited")
+    assert max(rows) > 2 and rows[-1] <= 2
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
