@@ -182,8 +182,6 @@ def _refuse_unbuilt(given: Mapping[str, Any]) -> None:
         raise Unsupported(
             'method="qlora" is not built yet', field="method", hint='use method="lora", or a smaller base model'
         )
-    if given["packing"] is True:
-        raise Unsupported("packing=True is not built yet", field="packing", hint='leave it at packing="auto"')
     if given["sharding"] is not None:
         raise Unsupported(
             f"sharding={given['sharding']!r} is not built yet", field="sharding",

@@ -22,23 +22,7 @@ from fm.layout import StageFolder
 from fm_local.trainer import loss as loss_module
 from fm_local.trainer.batching import MicroBatch, collate, micro_batches
 from fm_local.trainer.loss import TokenLoss
-from support.models import END, EOS, Example, events, examples, lines, make_job, model, run
-
-
-class Rows:
-    """Examples in memory, as a data set."""
-
-    def __init__(self, rows: list[Example]) -> None:
-        self._rows = rows
-        self.lengths = np.array([len(ids) for ids, _ in rows])
-        self.trained = np.array([sum(mask[1:]) for _, mask in rows])
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        ids, mask = self._rows[index]
-        return np.array(ids), np.array(mask)
+from support.models import END, EOS, Example, Rows, events, examples, lines, make_job, model, run
 
 
 def plain_mean_gradient(path: Path, rows: list[Example]) -> tuple[float, dict[str, torch.Tensor]]:

@@ -116,6 +116,22 @@ def examples(count: int, *, seed: int = 0, longest: int = 40) -> list[Example]:
     return rows
 
 
+class Rows:
+    """Examples in memory, as a data set."""
+
+    def __init__(self, rows: list[Example]) -> None:
+        self._rows = rows
+        self.lengths = np.array([len(ids) for ids, _ in rows])
+        self.trained = np.array([sum(mask[1:]) for _, mask in rows])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        ids, mask = self._rows[index]
+        return np.array(ids), np.array(mask)
+
+
 def write_shard(storage: Storage, rows: Sequence[Example]) -> str:
     """Tokenised data as the check leaves it; returns its digest."""
     digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()

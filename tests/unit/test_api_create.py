@@ -80,7 +80,6 @@ def test_a_short_spelling_beside_its_long_one_is_refused(data: Path) -> None:
         ({"name": "../x"}, fm.RequestError, "can't name a run"),
         ({"task_type": "CLASSIFICATION"}, fm.RequestError, "task_type"),
         ({"method": "qlora"}, fm.Unsupported, 'method="lora"'),
-        ({"packing": True}, fm.Unsupported, "packing"),
         ({"sharding": "fsdp"}, fm.Unsupported, "sharding"),
         ({"model": "fm/tiny-llama", "method": "full", "context_length": 4096}, fm.RequestError, "at most 512"),
         ({"custom_weights_path": "./nowhere"}, fm.RequestError, "does not exist"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ WINDOW_STEPS = 32
 short enough that a step's examples differ from epoch to epoch."""
 
 Indices = npt.NDArray[np.int64]
+_NONE: Indices = np.zeros(0, dtype=np.int64)
 
 
 class Examples(Protocol):
@@ -35,9 +36,29 @@ class Examples(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Documents:
+    """The examples that lie in one row."""
+
+    position_ids: torch.Tensor
+    """(1, length) int64: each token's place in its own example, from 0 on."""
+    boundaries: torch.Tensor
+    """(examples + 1,) int32: where each begins in the row, and the end."""
+    longest: int
+    """Tokens of the longest."""
+
+    def to(self, device: torch.device) -> Documents:
+        """The same on `device`."""
+        position_ids, boundaries = (x.to(device, non_blocking=True) for x in (self.position_ids, self.boundaries))
+        return Documents(position_ids, boundaries, self.longest)
+
+
+@dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Right-padded token ids of some examples, and the labels. Rows need no attention mask: under causal attention
-    no token sees the padding to its right, and padding itself has no label."""
+    """Token ids of some examples, and the labels: a row for each, padded on its right, or all packed in one row.
+
+    Padded rows need no attention mask: under causal attention no token sees the padding to its right, and padding
+    itself has no label. Packed ones need none either, and must not be given any: transformers would then no longer
+    tell the documents apart by their positions (trap 18 of the tests)."""
 
     ids: torch.Tensor
     """(rows, length) int64: each example without its last token, which predicts nothing."""
@@ -45,13 +66,29 @@ class MicroBatch:
     """(labels,) int64: the places in the flattened `ids` whose next token is a label."""
     labels: torch.Tensor
     """(labels,) int64: those next tokens."""
+    documents: Documents | None = None
+    """Which places of a packed row belong together; None for rows of one example."""
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on `device`."""
         if device.type == "cpu":
             return self
         ids, positions, labels = (x.to(device, non_blocking=True) for x in (self.ids, self.positions, self.labels))
-        return MicroBatch(ids, positions, labels)
+        return MicroBatch(ids, positions, labels, self.documents.to(device) if self.documents else None)
+
+    def inputs(self) -> dict[str, Any]:
+        """What the model is called with. FlashAttention takes the boundaries, everything else the position ids."""
+        if self.documents is None:
+            return {"input_ids": self.ids}
+        documents = self.documents
+        return {
+            "input_ids": self.ids,
+            "position_ids": documents.position_ids,
+            "cu_seq_lens_q": documents.boundaries,
+            "cu_seq_lens_k": documents.boundaries,
+            "max_length_q": documents.longest,
+            "max_length_k": documents.longest,
+        }
 
 
 def epoch_steps(lengths: Indices, batch_size: int, seed: int, epoch: int) -> list[Indices]:
@@ -95,4 +132,24 @@ def collate(data: Examples, examples: Sequence[int] | Indices, *, labelled: bool
         # Labels are chosen by position, never by id: padding and end-of-sequence may share one.
         mask[row, :count] = trained[1:] & labelled
     positions = np.flatnonzero(mask)
-    return MicroBatch(*(torch.from_numpy(array) for array in (inputs, positions, targets.ravel()[positions])))
+    labels = targets.ravel()[positions]
+    return MicroBatch(torch.from_numpy(inputs), torch.from_numpy(positions), torch.from_numpy(labels))
+
+
+def collate_packed(data: Examples, examples: Sequence[int] | Indices, *, labelled: bool = True) -> MicroBatch:
+    """Loads `examples` into one row, one behind the other. No label crosses from one to the next, since each goes
+    without its last token, and the first of the next is nowhere a label."""
+    documents = [data[int(index)] for index in examples]
+    mask = np.concatenate([trained[1:] for _, trained in documents]) & labelled
+    positions = np.flatnonzero(mask)
+    labels = np.concatenate([ids[1:] for ids, _ in documents])[positions]
+    return lay_in_row([ids[:-1] for ids, _ in documents], positions, labels)
+
+
+def lay_in_row(documents: Sequence[Indices], positions: Indices = _NONE, labels: Indices = _NONE) -> MicroBatch:
+    """Token ids of several documents as one row, with its labels."""
+    lengths = [len(ids) for ids in documents]
+    ids, position_ids = np.concatenate(documents)[None], np.concatenate([*map(np.arange, lengths)])[None]
+    boundaries = np.cumsum([0, *lengths], dtype=np.int32)
+    places = Documents(torch.from_numpy(position_ids), torch.from_numpy(boundaries), max(lengths))
+    return MicroBatch(torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(labels), places)

@@ -32,9 +32,8 @@ class TokenLoss(nn.Module):
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         if not self._split:
-            logits = self.language_model(input_ids=batch.ids, use_cache=False).logits
-            return _cross_entropy(_pick(logits, batch), batch.labels)
-        hidden = _pick(self.language_model.base_model(input_ids=batch.ids, use_cache=False).last_hidden_state, batch)
+            return _cross_entropy(_pick(self.logits(batch), batch), batch.labels)
+        hidden = _pick(self.language_model.base_model(**batch.inputs(), use_cache=False).last_hidden_state, batch)
         head = self.language_model.get_output_embeddings()
         rows = max(1, _LOGITS_AT_ONCE // self.language_model.config.get_text_config().vocab_size)
         if len(hidden) <= rows:
@@ -46,6 +45,11 @@ class TokenLoss(nn.Module):
         ]
         losses, rights = zip(*parts, strict=True)
         return torch.stack(losses).sum(), torch.stack(rights).sum()
+
+    def logits(self, batch: MicroBatch) -> torch.Tensor:
+        """The model's own, (rows, length, vocabulary)."""
+        logits: torch.Tensor = self.language_model(**batch.inputs(), use_cache=False).logits
+        return logits
 
 
 def _pick(values: torch.Tensor, batch: MicroBatch) -> torch.Tensor:

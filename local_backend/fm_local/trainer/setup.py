@@ -18,6 +18,7 @@ from fm_local.prepare.shards import TokenDataset
 from fm_local.trainer import device
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.methods import Trainee, make_optimizer, prepare_model
+from fm_local.trainer.packing import choose_packing
 from fm_local.trainer.rates import default_rate, rate_warning
 from fm_local.trainer.report import Report
 
@@ -36,6 +37,8 @@ class Training:
     """Model and loss as one module."""
     model: Any
     """The same as it is called: wrapped by DDP where there are several processes."""
+    packed: bool
+    """Whether a step's examples are packed into rows; else those of similar length are padded."""
     optimizer: torch.optim.Optimizer
     peak_rate: float
     trained_parameters: int
@@ -68,6 +71,7 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
         trainee.language_model.set_attn_implementation("eager")
     with accelerator.autocast():
         loss = TokenLoss(trainee.language_model)
+        packed = choose_packing(loss, request.packing, accelerator.device, report)
     model = accelerator.prepare_model(loss)
     optimizer = make_optimizer(request.optimizer, trainee.trainable, request.weight_decay)
     trained_parameters = sum(parameter.numel() for parameter in trainee.trainable.values())
@@ -80,6 +84,8 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
         trainable=trained_parameters,
         device=str(accelerator.device),
         precision=precision,
+        attention=trainee.language_model.config._attn_implementation,
+        packed=packed,
         learning_rate=peak_rate,
         processes=accelerator.num_processes,
         threads=torch.get_num_threads(),
@@ -96,6 +102,7 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
         trainee=trainee,
         loss=loss,
         model=model,
+        packed=packed,
         optimizer=optimizer,
         peak_rate=peak_rate,
         trained_parameters=trained_parameters,

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from fm_local.trainer.batching import Indices, collate, micro_batches, rank_share
+from fm_local.trainer.batching import Indices, collate, collate_packed, micro_batches, rank_share
 from fm_local.trainer.failures import is_out_of_memory
+from fm_local.trainer.packing import pack
 from fm_local.trainer.setup import Training
 
 
@@ -60,7 +61,8 @@ class Stepper:
     def _pieces(self, examples: Indices) -> list[Indices]:
         mine = rank_share(examples, self._accelerator.process_index, self._accelerator.num_processes)
         # A process without a share still takes part: the others wait for its gradients, which are all 0.
-        return micro_batches(mine if len(mine) else examples[:1], self._training.data.lengths, self.max_tokens)
+        cut = pack if self._training.packed else micro_batches
+        return cut(mine if len(mine) else examples[:1], self._training.data.lengths, self.max_tokens)
 
     def _accumulate(
         self, examples: Indices, pieces: list[Indices], step: int, seed: int, max_norm: float
@@ -70,9 +72,10 @@ class Stepper:
         torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
         labels = int(training.data.trained[examples].sum())
         has_share = len(rank_share(examples, rank, world)) > 0
+        load = collate_packed if training.packed else collate
         sums = torch.zeros(2, device=device)
         for number, piece in enumerate(pieces, start=1):
-            batch = collate(training.data, piece, labelled=has_share).to(device)
+            batch = load(training.data, piece, labelled=has_share).to(device)
             with accelerator.no_sync(training.model) if number < len(pieces) else nullcontext():
                 loss, right = training.model(batch)
                 # Summed over the whole step, divided once by its labels; DDP divides by `world`, which is undone here.

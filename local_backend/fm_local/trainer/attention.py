@@ -1,0 +1,88 @@
+"""Attention over packed rows: what there is on a device, and torch's own FlashAttention for rows of several documents.
+
+flash-attn is a package that has to be compiled and is seldom there; torch has brought the same kernel along since 2.10.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.attention import varlen
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import flash_attention_mask
+from transformers.utils import is_flash_attn_2_available
+
+VARLEN = "fm_varlen"
+DENSE = ("sdpa", "eager")
+"""Those that compute, or at least mask, every pair of tokens of a row: quadratic in the row and not in the document."""
+
+
+def candidates(device: torch.device, present: str) -> list[str]:
+    """Implementations of attention for packed rows on `device`, by transformers' names, the quickest first. `present`
+    is the one that the model has."""
+    if device.type != "cuda":
+        return [present]
+    flash = ["flash_attention_2"] if is_flash_attn_2_available() else []
+    return list(dict.fromkeys([*flash, VARLEN, "flex_attention", present]))
+
+
+def varlen_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **more: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention in which each document sees itself alone; as transformers calls it.
+
+    Args:
+        query: (rows, heads, length, head size); `key` and `value` alike, with fewer heads if those are shared.
+        sliding_window: tokens that each sees, itself included; None for all before it.
+        cu_seq_lens_q: (documents + 1,) int32: where each begins in the row; None where each row is one document.
+
+    Returns:
+        (rows, length, heads, head size), and None for the weights.
+
+    Raises:
+        ValueError: the model asks of its attention what the kernel can't do.
+    """
+    asked = [name for name in ("softcap", "s_aux", "position_bias") if more.get(name) is not None]
+    if dropout or asked or attention_mask is not None:
+        raise ValueError(f"no {', '.join(asked) or ('dropout' if dropout else 'mask')} in attention of this kind")
+    rows, heads, length, _ = query.shape
+    if key.shape[2] != length:
+        # One token at a time, behind a cache.
+        return sdpa_attention_forward(module, query, key, value, None, scaling=scaling)  # type: ignore[no-any-return]
+    if cu_seq_lens_q is None or max_length_q is None:
+        cu_seq_lens_q = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=query.device)
+        max_length_q = length
+    half = torch.get_autocast_dtype(query.device.type) if torch.is_autocast_enabled(query.device.type) else query.dtype
+    # Rotation leaves queries in fp32 under autocast, which the kernel does not take.
+    q, k, v = (x.transpose(1, 2).flatten(0, 1).to(half) for x in (query, key, value))
+    out: Any = varlen.varlen_attn(
+        q,
+        k,
+        v,
+        cu_seq_lens_q,
+        cu_seq_lens_q,
+        max_length_q,
+        max_length_q,
+        scale=scaling,
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
+        enable_gqa=key.shape[1] != heads,
+    )
+    return out.view(rows, length, heads, -1), None
+
+
+AttentionInterface.register(VARLEN, varlen_attention)
+# It needs no mask of (length, length) and none is made: the documents' boundaries say it all.
+AttentionMaskInterface.register(VARLEN, flash_attention_mask)
