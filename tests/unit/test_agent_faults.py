@@ -136,6 +136,33 @@ def test_a_process_of_a_host_that_is_gone_is_given_up_after_a_long_silence(tmp_p
     assert (bench.finish(run).status, run.fruitless) == (Status.COMPLETED, 0)
 
 
+def test_a_training_that_stands_still_is_ended_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, script=Script(stalls_at=8, save_every=5))
+    record = bench.create()
+    bench.step(record, lambda run: run.step >= 7)
+    began = bench.clock.now()
+    run = bench.step(record, lambda run: run.attempt == 2, limit=4000)
+    assert timedelta(minutes=5) < bench.clock.now() - began < timedelta(minutes=31)
+    [reason] = [event.message for event in bench.store.events(record.id, 0, 1000) if event.type is EventType.REQUEUED]
+    assert "it stood still at step 7" in reason and "its last checkpoint is of step 5" in reason
+    assert bench.finish(run).status is Status.COMPLETED
+
+
+def test_a_training_whose_steps_are_slow_is_left_alone(tmp_path: Path) -> None:
+    class Slow(ScriptedLauncher):
+        """Each step takes four minutes."""
+
+        polls = 0
+
+        def poll(self, handle: Handle) -> Poll:
+            self.polls += 1
+            return super().poll(handle) if self.polls % 240 == 0 else Poll(Life.ALIVE)
+
+    bench = Bench(tmp_path, Slow(Script(), SimulatedClock()))
+    run = bench.step(bench.create(), lambda run: run.status.is_terminal(), limit=10_000)
+    assert (run.status, run.attempt) == (Status.COMPLETED, 1)
+
+
 def test_a_training_that_finished_where_it_can_not_be_asked_is_registered_at_once(tmp_path: Path) -> None:
     class Renamed(ScriptedLauncher):
         def poll(self, handle: Handle) -> Poll:

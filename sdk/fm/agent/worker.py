@@ -54,6 +54,7 @@ class Worker:
         self._stop_sent: datetime | None = None
         self._ended: datetime | None = None
         self._silence = Silence()
+        self._stalled = ""
         self._adopted = devices is None
         self.devices = tuple(self._work.get("devices", ())) if devices is None else devices
 
@@ -120,6 +121,7 @@ class Worker:
             self._start("check", 0, None, lines=self._store.last_line(self._run.id, 0))
 
     def _begin_training(self, prepared: dict[str, Any]) -> None:
+        self._silence = Silence()
         self._start("train", self._run.attempt + 1, prepared)
 
     def _start(self, stage: Stage, attempt: int, prepared: dict[str, Any] | None, *, lines: int = 0) -> None:
@@ -158,20 +160,25 @@ class Worker:
         self._take_in(self._read())
         if self._run.status.is_terminal():
             return
-        lost = poll.life is Life.UNKNOWN and (bool(self._work.get("finished")) or self._is_silent())
+        silent = self._silent_for()
+        lost = poll.life is Life.UNKNOWN and (bool(self._work.get("finished")) or silent > SILENCE)
         if poll.life is Life.EXITED or lost:
             self._take_in_the_rest()
             if not self._run.status.is_terminal():
                 self._exited(poll.code, lost=lost)
         elif self._current_status() is Status.TERMINATING:
             self._stop()
+        elif self._work["stage"] == "train" and poll.life is Life.ALIVE and silent > self._silence.stalled_after:
+            # Its next poll finds it dead: from there on it is a crash like any other.
+            self._stalled = f"it stood still at step {self._run.step} for {silent.total_seconds() / 60:.0f} minutes"
+            self.kill()
 
     def _take_in_the_rest(self) -> None:
         while (news := self._read()).cursor != self._cursor():
             self._take_in(news)
 
-    def _is_silent(self) -> bool:
-        return self._silence.is_long(self._stage_folder(), self._cursor(), self._store.clock.now())
+    def _silent_for(self) -> timedelta:
+        return self._silence.listen(self._stage_folder(), self._cursor(), self._store.clock.now())
 
     def _read(self) -> News:
         return read_news(self._stage_folder(), self._work["attempt"], self._cursor())
@@ -222,7 +229,8 @@ class Worker:
 
     def _crashed(self, code: int | None) -> None:
         how = f"killed by signal {-code}" if code and code < 0 else f"exit code {code}"
-        reason = f"its process died ({how if code is not None else 'nobody saw how'}); {self._progress()}"
+        died = self._stalled or f"its process died ({how if code is not None else 'nobody saw how'})"
+        reason = f"{died}; {self._progress()}"
         if self._run.fruitless + 1 >= FRUITLESS_LIMIT:
             self._end(
                 EventType.FAILED,

@@ -56,6 +56,8 @@ class Script:
     """Steps before which the process dies, each once: the agent restarts it from the last checkpoint."""
     holds_at: int | None = None
     """Step at which training goes on for ever, until it is cancelled."""
+    stalls_at: int | None = None
+    """Step at which training hangs, once: the agent ends the process and restarts it from the last checkpoint."""
 
 
 class ScriptedLauncher:
@@ -147,7 +149,12 @@ class _Stage:
                 self.code = EXIT_FAILED
                 yield
             while step == script.holds_at and not self.stopping:
+                self.report.heartbeat(step, every=0.0)
                 yield
+            if step == script.stalls_at and (self.run.id, step) not in self.deaths:
+                self.deaths.add((self.run.id, step))
+                while True:
+                    yield
             self._step(step, total)
             if self.stopping:
                 self._save(step)
