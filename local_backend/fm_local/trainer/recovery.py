@@ -17,7 +17,9 @@ from fm_local.trainer.setup import Training
 from fm_local.trainer.step import Gradients
 
 MOST_ROLLBACKS = 3
-"""Spikes and broken steps of a run that are taken for the data's fault; one more, and the settings are wrong."""
+_WITHIN = 1000
+"""Steps. So many spikes and broken steps within them are taken for the data's fault; one more, and the settings are
+wrong."""
 _NAMED = 8
 """Examples that a message names."""
 
@@ -61,8 +63,9 @@ def go_back(
         if finite
         else f"step {at.step + 1}: the loss is {result.loss} and the gradient's norm {result.norm}"
     )
-    if at.rollbacks == MOST_ROLLBACKS or not (finite or at.losses):
-        raise _gave_up(what, at.rollbacks, training.peak_rate, named)
+    lately = [step for step in at.rollbacks if step > at.step - _WITHIN]
+    if len(lately) == MOST_ROLLBACKS or not (finite or at.losses):
+        raise _gave_up(what, len(lately), training.peak_rate, named)
     by_step = {path: int(path.name.removeprefix("step-")) for path in checkpoints}
     found = checkpoint.newest_whole(path for path, step in by_step.items() if step <= since)
     if found is not None:
@@ -77,7 +80,7 @@ def go_back(
         back.losses = []
         back.skipped = at.skipped if finite else sorted({*at.skipped, *bad})
         consequence = "there is no earlier checkpoint; " + ("it goes on" if finite else "the step is passed over")
-    back.rollbacks = at.rollbacks + 1
+    back.rollbacks = [*lately, at.step]
     report.event(
         EventType.WARNING,
         f"{what}; {consequence}. Look at examples {_some(named)}; if it happens again, lower the learning rate",

@@ -63,7 +63,8 @@ class Position:
     """Number and loss of the latest steps, by which a spike is known."""
     skipped: list[int] = field(default_factory=list)
     """Steps whose examples are passed over."""
-    rollbacks: int = 0
+    rollbacks: list[int] = field(default_factory=list)
+    """Steps from which the training went back."""
     best_loss: float | None = None
     """The lowest on held-out data so far, after a first step."""
     best_step: int | None = None

@@ -1,0 +1,47 @@
+"""A training that stands still (stopped, or waiting for what never comes) is found by its missing steps."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import pytest
+
+import fm
+from fm.agent import signs
+from fm.lifecycle import EventType, Status
+from support.local import local_backend, processes_of
+
+
+def test_a_stopped_trainer_is_ended_and_the_run_goes_on_from_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signs, "_SHORTEST_STALL", timedelta(seconds=8))
+    data = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"what is {n} plus {n}?\n", "response": f"it is {2 * n}"} for n in range(64)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with local_backend(tmp_path, FM_AGENT="inline") as backend, fm.backend(backend):
+        run = fm.create(
+            model="fm/nano-llama",
+            train_data_path=str(data),
+            task_type="INSTRUCTION_FINETUNE",
+            method="full",
+            training_duration="400ba",
+            save_interval="20ba",
+            register_to="main.stall.model",
+        )
+        deadline = time.monotonic() + 120
+        while (backend.runs.get(run.id).checkpoint_step or 0) < 40:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        [trainer] = [process for process in processes_of(tmp_path) if "fm_local.trainer" in process.cmdline()]
+        trainer.suspend()
+        run = fm.wait(run, timeout=180)
+        assert run.status is Status.COMPLETED
+        assert not psutil.pid_exists(trainer.pid)
+        [requeued] = [event for event in run.events() if event.type is EventType.REQUEUED]
+        assert "it stood still at step" in requeued.message
+        assert backend.runs.get(run.id).attempt == 2
