@@ -84,6 +84,46 @@ def prove_budgets(folder: Path, count: int) -> dict[str, Any]:
     return {"runs": outcomes, "kept": kept, "longest_seconds": longest, "holds": kept == count}
 
 
+def prove_watch(folder: Path, count: int) -> dict[str, Any]:
+    """`count` sound trainings of different seeds raise no alarm; a rise by four deviations, planted for sixteen steps
+    into their loss curves, is found."""
+    import numpy as np
+    import stdlib_data
+
+    import fm
+    from fm_local.trainer.watch import HISTORY, RUN, has_spiked
+
+    stdlib_data.build(folder / "data")
+    curves: list[list[float]] = []
+    alarms = []
+    with local_backend(folder / "home", FM_AGENT="inline") as backend, fm.backend(backend):
+        for seed in range(count):
+            run = fm.create(
+                model="fm/nano-llama",
+                train_data_path=str(folder / "data" / "pairs.jsonl"),
+                task_type="INSTRUCTION_FINETUNE",
+                method="full",
+                training_duration="200ba",
+                save_interval="100ba",
+                seed=seed,
+            )
+            run = fm.wait(run)
+            alarms += [event.message for event in run.events() if "stayed high" in event.message]
+            alarms += [event.message for event in run.events() if event.type is fm.EventType.REQUEUED]
+            rows = backend.runs.metrics(run.id, keys=["loss/train/total"])
+            curves.append([row.values["loss/train/total"] for row in rows])
+    random, found = np.random.default_rng(0), 0
+    for number in range(2 * count):
+        curve = np.array(curves[number % count])
+        begin = int(random.integers(HISTORY, len(curve) - 2 * RUN))
+        before = curve[begin - HISTORY : begin]
+        trend = np.polyval(np.polyfit(np.arange(HISTORY), before, 1), np.arange(HISTORY))
+        curve[begin : begin + 2 * RUN] += 4 * (before - trend).std()
+        found += any(has_spiked(list(curve[: step + 1])) for step in range(begin, begin + 2 * RUN))
+    figures = {"clean_runs": count, "alarms": alarms, "planted": 2 * count, "found": found}
+    return figures | {"holds": not alarms and found >= 0.95 * 2 * count}
+
+
 def prove_data(folder: Path, megabytes: int) -> dict[str, Any]:
     """A JSONL of `megabytes`: validated and tokenised under 1 GB, at 80 % of the tokenizer's own speed or more."""
     out = folder / "data.json"
@@ -95,14 +135,17 @@ def prove_data(folder: Path, megabytes: int) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=["kills", "budgets", "data", []], help="which parts (default: all)")
+    names = ["kills", "budgets", "watch", "data"]
+    parser.add_argument("parts", nargs="*", choices=[*names, []], help="which parts (default: all)")
     parser.add_argument("--count", type=int, default=20, help="kills of each kind")
     parser.add_argument("--budgets", type=int, default=10, help="runs with a wall-clock budget")
+    parser.add_argument("--seeds", type=int, default=50, help="sound trainings that are watched")
     parser.add_argument("--megabytes", type=int, default=2000, help="size of the data")
     options = parser.parse_args()
     parts: dict[str, Callable[[Path], dict[str, Any]]] = {
         "kills": lambda folder: prove_kills(folder, options.count),
         "budgets": lambda folder: prove_budgets(folder, options.budgets),
+        "watch": lambda folder: prove_watch(folder, options.seeds),
         "data": lambda folder: prove_data(folder, options.megabytes),
     }
     proof = json.loads(PROOF.read_text()) if PROOF.exists() else {}
