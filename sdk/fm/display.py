@@ -16,8 +16,8 @@ def plain(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """`plain` text on one line."""
-    return plain(text).replace("\n", "\\n").replace("\t", " ")
+    """`plain` text on one line, an error's hint behind its message."""
+    return plain(text).replace("\n  → ", " → ").replace("\n", "\\n").replace("\t", " ")
 
 
 def human_bytes(count: float) -> str:
