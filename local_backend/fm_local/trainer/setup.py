@@ -20,6 +20,7 @@ from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.methods import Trainee, make_optimizer, prepare_model
 from fm_local.trainer.packing import choose_packing
 from fm_local.trainer.rates import default_rate, rate_warning
+from fm_local.trainer.reach import refuse_unreached_adapters
 from fm_local.trainer.report import Report
 
 
@@ -71,6 +72,7 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
         trainee.language_model.set_attn_implementation("eager")
     with accelerator.autocast():
         loss = TokenLoss(trainee.language_model)
+        refuse_unreached_adapters(loss, trainee.trainable, accelerator.device)
         packed = choose_packing(loss, request.packing, accelerator.device, report)
     model = accelerator.prepare_model(loss)
     optimizer = make_optimizer(request.optimizer, trainee.trainable, request.weight_decay)
