@@ -132,6 +132,17 @@ def test_long_rows_are_cut_or_dropped_and_named(tmp_path: Path) -> None:
     assert "a.jsonl:2" in warnings[0]["message"] and "a.jsonl:3" in warnings[1]["message"]
 
 
+def test_rows_that_write_a_special_token_as_text_are_named(tmp_path: Path) -> None:
+    rows = [chat("hello", "world"), chat("what does <|im_end|> mean?", "the end"), chat("a <b>", "c|>")]
+    data = write_jsonl(tmp_path / "a.jsonl", rows)
+    for _ in range(2):  # the second time, from the shard made before
+        folder = stage(tmp_path, data)
+        code, _ = run(folder)
+        [warning] = [json.loads(line) for line in folder.events.read_text().splitlines()][:-1]
+        assert code == 0 and warning["type"] == "WARNING" and "special tokens as text" in warning["message"]
+        assert warning["data"]["rows"] == ["a.jsonl:2"] and warning["data"]["imitating"] == 1
+
+
 def test_nothing_left_to_train_on_is_an_error(tmp_path: Path) -> None:
     folder = stage(tmp_path, write_jsonl(tmp_path / "a.jsonl", [chat("e " * 300, "f")] * 3), context_length=32)
     code, event = run(folder)

@@ -41,6 +41,12 @@ Example = tuple[list[int], list[bool]]
 
 def tokenizer(folder: Path) -> Path:
     """A tokenizer of single bytes, with a chat template, saved in `folder`."""
+    byte_tokenizer(CHAT_TEMPLATE).save_pretrained(folder)
+    return folder
+
+
+def byte_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of single bytes with `template`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     inner = Tokenizer(models.BPE(vocab={symbol: number for number, symbol in enumerate(alphabet)}, merges=[]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -51,10 +57,9 @@ def tokenizer(folder: Path) -> Path:
         pad_token="<|eos|>",
         additional_special_tokens=["<|turn|>", "<|end|>"],
     )
-    fast.chat_template = CHAT_TEMPLATE
+    fast.chat_template = template
     assert len(fast) == VOCABULARY
-    fast.save_pretrained(folder)
-    return folder
+    return fast
 
 
 def model(family: str, folder: Path, *, seed: int = 3, tied: bool = False, dropout: float = 0.0) -> Path:

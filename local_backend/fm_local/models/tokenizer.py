@@ -96,8 +96,8 @@ def stop_token_ids(tokenizer: PreTrainedTokenizerBase, template: str | None = No
     assert tokenizer.eos_token_id is not None, "load_tokenizer refuses those without"
     stops = [int(tokenizer.eos_token_id)]
     if template is not None:
-        joints = ChatTemplate(template, tokenizer.special_tokens_map).joints
-        ids = tokenizer.encode(joints.turn_end.lstrip(), add_special_tokens=False) if joints else []
+        end = ChatTemplate(template, tokenizer.special_tokens_map).turn_end()
+        ids = tokenizer.encode(end, add_special_tokens=False) if end else []
         if ids and ids[0] in tokenizer.added_tokens_decoder and ids[0] not in stops:
             stops.append(ids[0])
     return stops
@@ -125,6 +125,17 @@ class ChatTemplate:
             RequestError: the template refuses the conversation.
         """
         return self.render_batch([messages], tools, prompt=prompt)[0]
+
+    def turn_end(self) -> str:
+        """What ends an assistant's turn, without white space around it: ``<|im_end|>``; empty where nothing does."""
+        if self.joints:
+            return self.joints.turn_end.strip()
+        # A template that rewrites earlier turns (Qwen 3) still ends the last one.
+        try:
+            text = self.render(_TURNS[:2])
+        except RequestError:
+            return ""
+        return text.rpartition(_TURNS[1]["content"])[2].strip()
 
     def writes(self, messages: Sequence[Message]) -> bool:
         """Whether it is certain, without rendering, that `joints` compose the text of `messages`."""

@@ -28,7 +28,7 @@ from fm.errors import Conflict, Unavailable
 from fm.files import atomic_folder, disk_errors, read_manifest
 from fm.layout import Storage
 
-FORMAT = 1
+FORMAT = 2
 """Part of each shard's digest; changed whenever the same data would give other shards."""
 
 Ids = npt.NDArray[np.int64]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +132,8 @@ class _Shards:
             "train_on": request.train_on,
             "context_length": context_length,
         }
+        special = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
         self.made: dict[str, str] = {}
 
     def make(self, part: str, source: Source, data: DataRef) -> DataCounts:
@@ -141,53 +144,74 @@ class _Shards:
             with making(self._storage, digest) as unfinished:
                 manifest = seal(unfinished, **self._tokenise(source, data, unfinished))
         counts = DataCounts.model_validate(manifest["counts"])
-        self._warn_about(part, source, counts, manifest["named"])
+        amounts = {"imitating": manifest["imitating"], "truncated": counts.truncated, "dropped": counts.dropped}
+        self._warn_about(part, source, amounts, manifest["named"])
         return counts
 
     def _tokenise(self, source: Source, data: DataRef, folder: Path) -> dict[str, Any]:
         masked = self._task_type is not TaskType.CONTINUED_PRETRAIN
         writer = ShardWriter(folder, vocabulary=self._vocabulary, masked=masked)
-        named: dict[str, list[str]] = {"truncated": [], "dropped": []}
-        amounts = {"truncated": 0, "dropped": 0}
-        for places, encoded in encode_all(self._encoder, _batches(source, self._task_type, self._renderer, data)):
+        named: dict[str, list[str]] = {"truncated": [], "dropped": [], "imitating": []}
+        amounts = dict.fromkeys(named, 0)
+
+        def note(what: str, place: Place) -> None:
+            amounts[what] += 1
+            if len(named[what]) < _NAMED_ROWS:
+                named[what].append(f"{place[0]}:{place[1]}")
+
+        def look(example: Example, place: Place) -> None:
+            if isinstance(example, Chat) and any(self._special.search(said["content"]) for said in example.messages):
+                note("imitating", place)
+
+        batches = _batches(source, self._task_type, self._renderer, data, look)
+        for places, encoded in encode_all(self._encoder, batches):
             writer.write([row for item in encoded for row in item.rows])
-            for (file, line), item in zip(places, encoded, strict=True):
-                what = "dropped" if not item.rows else "truncated" if item.truncated else None
-                if what:
-                    amounts[what] += 1
-                    if len(named[what]) < _NAMED_ROWS:
-                        named[what].append(f"{file}:{line}")
+            for place, item in zip(places, encoded, strict=True):
+                if not item.rows:
+                    note("dropped", place)
+                elif item.truncated:
+                    note("truncated", place)
         writer.close()
         if not writer.examples:
             raise DataError(
                 f"{source.name}: within {self._context_length} tokens, no row has anything left to train on",
                 hint="raise context_length, or shorten the prompts",
             )
+        imitating = amounts.pop("imitating")
         counts = DataCounts(
             examples=writer.examples, tokens=writer.tokens, trained_tokens=writer.trained_tokens, **amounts
         )
-        return {"kind": "tokens", "dtype": writer.dtype.name, "counts": counts.model_dump(), "named": named}
+        return {
+            "kind": "tokens",
+            "dtype": writer.dtype.name,
+            "counts": counts.model_dump(),
+            "imitating": imitating,
+            "named": named,
+        }
 
-    def _warn_about(self, part: str, source: Source, counts: DataCounts, named: dict[str, list[str]]) -> None:
+    def _warn_about(self, part: str, source: Source, amounts: dict[str, int], named: dict[str, list[str]]) -> None:
         effects = {
+            "imitating": "writing one of the model's special tokens as text, which the model takes for the token "
+            "itself, such as the end of a turn",
             "truncated": f"cut to {self._context_length} tokens, so that the model does not see where they end",
             "dropped": f"dropped: within {self._context_length} tokens nothing of them is trained",
         }
         for what, effect in effects.items():
-            if amount := getattr(counts, what):
+            if amount := amounts[what]:
                 rows = "1 row is" if amount == 1 else f"{amount} rows are"
                 message = f"{source.name}: {rows} {effect} (the first: {', '.join(named[what])})"
                 self._warn(message, {"part": part, what: amount, "rows": named[what]})
 
 
 def _batches(
-    source: Source, task_type: TaskType, renderer: Renderer, data: DataRef
+    source: Source, task_type: TaskType, renderer: Renderer, data: DataRef, look: Callable[[Example, Place], None]
 ) -> Iterator[tuple[list[Place], list[Rendered]]]:
     places: list[Place] = []
     examples: list[Example] = []
     size = 0
     for file, line, example in read_examples(source, task_type, recorded=data):
         places.append((file, line))
+        look(example, (file, line))
         examples.append(example)
         size += _size(example)
         if size >= _BATCH_CHARACTERS or len(examples) >= _BATCH_EXAMPLES:
