@@ -75,6 +75,16 @@ def test_a_family_learns_and_what_was_saved_opens_as_it_was(tmp_path: Path, fami
         assert plain_loss(saved.eval(), held_out).item() == pytest.approx(losses[-1], rel=1e-4)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_takes_its_steps_in_bf16_too(tmp_path: Path, family: str) -> None:
+    job, folder = make_job(
+        tmp_path, rows=examples(8), base=save(family, tmp_path / "base"), precision="bf16", training_duration="2ba"
+    )
+    run(job, folder)
+    losses = [line["values"]["loss/train/total"] for line in lines(folder.metrics)]
+    assert len(losses) == 2 and losses[1] != losses[0]
+
+
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
