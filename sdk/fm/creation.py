@@ -19,7 +19,7 @@ from fm.plugins import find, missing_from, require
 from fm.presets import PRESETS
 from fm.rates import KNOWN_RATES
 from fm.request import TrainRequest
-from fm.resolve import context_length_of, resolve_model
+from fm.resolve import context_length_of, refuse_quantised, resolve_model
 from fm.types import Checkpoint, DataRef, ModelRef, RunRecord
 
 _SHORT = {"duration": ("training_duration", "1ep"), "lr": ("learning_rate", None)}
@@ -87,12 +87,13 @@ def prepare(given: Mapping[str, Any], backend: Backend) -> DryRun:
     request = TrainRequest.build(_request_fields(given))
     model = resolve_model(request.model, backend)
     _check_method(request, model)
+    refuse_quantised(model)
     _check_context_length(request, model)
     launcher = given["launcher"] or DEFAULT_LAUNCHER
     find("launchers", launcher)
     if backend.trains_here:
         require("launchers", launcher)
-        _check_trackers(request)
+        _check_extras(request)
     if request.custom_weights_path:
         request = request.model_copy(update={"custom_weights_path": _find_weights(request.custom_weights_path)})
     train_data, eval_data = _look_at_data(request, validate=given["validate_inputs"])
@@ -178,10 +179,6 @@ def _request_fields(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_unbuilt(given: Mapping[str, Any]) -> None:
-    if given["method"] == "qlora":
-        raise Unsupported(
-            'method="qlora" is not built yet', field="method", hint='use method="lora", or a smaller base model'
-        )
     if given["sharding"] is not None:
         raise Unsupported(
             f"sharding={given['sharding']!r} is not built yet", field="sharding",
@@ -206,11 +203,17 @@ def _look_at_data(request: TrainRequest, *, validate: bool) -> tuple[DataRef, Da
 
 
 def _check_method(request: TrainRequest, model: ModelRef) -> None:
-    if model.kind == "preset" and request.method == "lora":
+    if model.kind == "preset" and request.method != "full":
         raise RequestError(
             f"{model.name} has random weights, on which an adapter has nothing to build",
             field="method",
             hint='train it with method="full"; LoRA then suits the model that comes out',
+        )
+    if request.method == "qlora" and request.custom_weights_path:
+        raise RequestError(
+            "custom_weights_path can't be combined with method='qlora', which quantises weights while it reads them",
+            field="custom_weights_path",
+            hint="put the weights into a folder with their config.json and tokenizer, and pass that as model",
         )
 
 
@@ -224,7 +227,9 @@ def _check_context_length(request: TrainRequest, model: ModelRef) -> None:
         )
 
 
-def _check_trackers(request: TrainRequest) -> None:
+def _check_extras(request: TrainRequest) -> None:
+    if request.method == "qlora" and missing_from("qlora"):
+        raise MissingExtra("method='qlora' needs bitsandbytes, not installed here", extra="qlora")
     if missing := tuple(tracker for tracker in request.trackers if tracker in missing_from("track")):
         raise MissingExtra(f"trackers: {', '.join(missing)} not installed here", extra="track")
 

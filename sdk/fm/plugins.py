@@ -46,6 +46,7 @@ PARTS = {
 """What `fm` asks of `fm_local` beside training. No seam: nobody else can supply these."""
 EXTRAS = {
     "local": ("torch", "transformers", "peft", "accelerate", "safetensors", "datasets", "pyarrow"),
+    "qlora": ("bitsandbytes",),
     "plot": ("matplotlib",),
     "pandas": ("pandas",),
     "track": ("mlflow", "tensorboard", "wandb"),

@@ -12,7 +12,7 @@ from fm.duration import Duration
 from fm.errors import RequestError
 from fm.names import check_model_name, check_run_name
 
-Method = Literal["lora", "full"]
+Method = Literal["lora", "qlora", "full"]
 
 
 class TaskType(StrEnum):
@@ -40,6 +40,12 @@ class LoraConfig(_Request):
     dropout: float = Field(0.0, ge=0, lt=1)
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Names of the linear layers that get an adapter, as in ``("q_proj", "v_proj")``."""
+    use_rslora: bool = False
+    """Scale the adapter by alpha / sqrt(rank) instead of alpha / rank, so that high ranks keep learning (Kalajdzievski,
+    2023). Named as in PEFT, like the next."""
+    use_dora: bool = False
+    """Train the length of each weight row apart from its direction (Liu et al., 2024). Slower: each layer's whole
+    weight is put together at every step."""
 
 
 class TrainRequest(_Request):
@@ -61,6 +67,8 @@ class TrainRequest(_Request):
     context_length: int | None = Field(None, ge=8)
     method: Method = "lora"
     lora: LoraConfig = LoraConfig()
+    new_tokens: tuple[str, ...] = ()
+    """Tokens whose embeddings are trained and saved with the adapter; the tokenizer is given those that it lacks."""
     batch_size: int = Field(16, ge=1, le=65536)
     seed: int = Field(17, ge=0, lt=2**31)
     optimizer: Literal["adamw", "adafactor"] = "adamw"
@@ -136,6 +144,25 @@ class TrainRequest(_Request):
     @classmethod
     def _trackers(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else tuple(value or ())
+
+    @field_validator("new_tokens", mode="before")
+    @classmethod
+    def _new_tokens(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise RequestError("new_tokens is one text, not a list", field="new_tokens", hint="write [token]")
+        return tuple(value or ())
+
+    @field_validator("new_tokens")
+    @classmethod
+    def _tokens_are_words(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for token in value:
+            if not token.strip() or token != token.strip() or value.count(token) > 1:
+                raise RequestError(
+                    f"new_tokens has {token!r}, which is empty, given twice, or begins or ends with a space",
+                    field="new_tokens",
+                    hint="write tokens such as <tool_call>, each once",
+                )
+        return value
 
     @field_validator("lora", mode="before")
     @classmethod

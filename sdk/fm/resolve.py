@@ -84,6 +84,23 @@ def context_length_of(model: ModelRef) -> int | None:
     return most if isinstance(most, int) and most > 0 else None
 
 
+def refuse_quantised(model: ModelRef) -> None:
+    """Refuses to train on weights that were saved quantised (GPTQ, AWQ, FP8, bitsandbytes …), where that is known.
+
+    Raises:
+        RequestError: they are. An adapter could be merged into nothing but the weights that they were made from.
+    """
+    base = model.adapter_of or model
+    quantised = _read_json(Path(base.path) / "config.json").get("quantization_config") if base.path else None
+    if quantised is not None:
+        how = (quantised.get("quant_method") if isinstance(quantised, dict) else None) or "an unknown way"
+        raise RequestError(
+            f"the weights of {base.name} are quantised already ({how})",
+            field="model",
+            hint="use the model that it was made from; method='qlora' quantises that in memory",
+        )
+
+
 def cached_hub_models() -> dict[str, Path]:
     """The whole models in the local Hugging Face cache: their folder by their name."""
     found = {}

@@ -48,11 +48,13 @@ def base(tmp_path: Path) -> Path:
 SETTINGS: list[dict[str, Any]] = [
     {"method": "full"},
     {"method": "lora", "precision": "bf16", "lora": {"dropout": 0.1}},
+    {"method": "qlora", "precision": "bf16", "lora": {"dropout": 0.1}},
+    {"method": "lora", "lora": {"use_dora": True, "use_rslora": True}, "new_tokens": ("<new>",)},
     {"method": "full", "optimizer": "adafactor", "weight_decay": 0.01},
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=["full", "lora-bf16-dropout", "adafactor"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=["full", "lora-bf16-dropout", "qlora-bf16-dropout", "dora-new-tokens", "adafactor"])
 def test_a_run_that_is_stopped_twice_ends_with_the_weights_of_one_that_was_not(
     tmp_path: Path, base: Path, settings: dict[str, Any]
 ) -> None:

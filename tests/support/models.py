@@ -27,6 +27,8 @@ from fm.job import Job
 from fm.layout import RunFolder, StageFolder, Storage
 from fm.request import TrainRequest
 from fm.types import DataRef, ModelRef
+from fm_local.models.base import digest_of_base
+from fm_local.prepare.extended_tokenizer import with_new_tokens
 from fm_local.prepare.shards import ShardWriter, making
 
 VOCABULARY = 259
@@ -179,6 +181,8 @@ def make_job(
         "learning_rate": 1e-3,
         **request,
     }
+    words, added = with_new_tokens(storage, words, values.get("new_tokens", ()))
+    files = (ref.adapter_of or ref).path
     job = Job(
         stage="train",
         run_id="run-0",
@@ -198,6 +202,8 @@ def make_job(
             "model_path": None if ref.kind == "preset" else ref.path,
             "base_path": ref.adapter_of.path if ref.adapter_of else None,
             "context_length": 128,
+            "base_digest": digest_of_base(Path(files)) if files else None,
+            "added_tokens": added,
         },
         started_at=started_at or datetime.now(UTC),
         elapsed_seconds=elapsed,

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from fm.errors import Conflict, FMError
-from fm.files import atomic_folder, seal, write_json
+from fm.files import atomic_folder, read_manifest, seal, write_json
 from fm.layout import MANIFEST
+from fm_local.models.base import check_base
 from fm_local.models.load import ADAPTER_CONFIG, is_adapter, load_adapted, saved_dtype_of
 
 _MOST_DIVERGENCE = 1e-3
@@ -44,11 +45,16 @@ def export(model_path: Path, base_path: Path | None, out: Path, *, merge: bool) 
         elif adapter and base_path is not None:
             config = json.loads((model_path / ADAPTER_CONFIG).read_text())
             write_json(unfinished / ADAPTER_CONFIG, config | {"base_model_name_or_path": str(base_path)})
-        seal(unfinished, kind="adapter" if adapter and not merge else "full")
+        if adapter and not merge:
+            seal(unfinished, kind="adapter", base_digest=(read_manifest(model_path) or {}).get("base_digest"))
+        else:
+            seal(unfinished, kind="full")
     return out
 
 
 def _merge(adapter_path: Path, base_path: Path | None, out: Path) -> None:
+    if base_path is not None:
+        check_base(adapter_path, base_path)
     model = load_adapted(adapter_path, base_path, dtype=torch.float32).eval()
     before = _logits(model)
     _untie_if_adapted(model)

@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from fm.errors import NotFound, RequestError, Unsupported
 from fm_local.models.generating import continue_tokens, prompt_tokens
+from fm_local.models.new_tokens import make_room, tokens_needed
 from fm_local.models.tokenizer import Message, chat_template_of, load_tokenizer, stop_token_ids
 from fm_local.models.weights import load_tensors, refuse_pickles
 
@@ -26,8 +27,10 @@ def is_adapter(path: Path) -> bool:
     return (path / ADAPTER_CONFIG).is_file()
 
 
-def load_causal_lm(path: Path, *, dtype: torch.dtype | None = None) -> Any:
+def load_causal_lm(path: Path, *, dtype: torch.dtype | None = None, **options: Any) -> Any:
     """The causal language model in folder `path`, on CPU, in `dtype` (default: as its configuration says).
+
+    `options` go to transformers' `from_pretrained`.
 
     Raises:
         NotFound: there is no model in that folder.
@@ -52,6 +55,7 @@ def load_causal_lm(path: Path, *, dtype: torch.dtype | None = None) -> Any:
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
+                **options,
             )
     except (ValueError, KeyError) as error:
         raise Unsupported(
@@ -201,6 +205,7 @@ def load_adapted(adapter_path: Path, base_path: Path | None, *, dtype: torch.dty
         )
     refuse_pickles(adapter_path)
     base = load_causal_lm(base_path, dtype=dtype)
+    make_room(base, tokens_needed(read_adapter_config(adapter_path)))
     try:
         with warnings.catch_warnings():
             # PEFT's business with transformers, of which its user can do nothing.

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from fm.data import Chat, Example, Instruction, Source, locate, read_examples, verify
 from fm.errors import DataError, DataFault, RequestError
-from fm.files import digest_folder, read_manifest, seal
+from fm.files import read_manifest, seal
 from fm.job import Job
 from fm.layout import Storage
 from fm.presets import PRESETS
 from fm.request import TaskType, TrainRequest
-from fm.resolve import context_length_of
+from fm.resolve import context_length_of, refuse_quantised
 from fm.types import DataCounts, DataRef, ModelRef
+from fm_local.models.base import check_base, digest_of_base
 from fm_local.models.tokenizer import ChatTemplate, chat_template_of, load_tokenizer
 from fm_local.prepare.encoding import Encoder, encode_all
+from fm_local.prepare.extended_tokenizer import with_new_tokens
 from fm_local.prepare.hub import fetch
 from fm_local.prepare.preset_tokenizer import train_tokenizer
 from fm_local.prepare.rendering import Rendered, Renderer
@@ -31,8 +33,6 @@ _BATCH_CHARACTERS = 1 << 19
 _BATCH_EXAMPLES = 1024
 _NAMED_ROWS = 5
 """Rows that a warning names."""
-_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
-"""What of a base decides on the result, and so goes into its digest."""
 
 Warn = Callable[[str, dict[str, Any]], None]
 Place = tuple[str, int]
@@ -43,7 +43,7 @@ def prepare(job: Job, warn: Warn) -> dict[str, Any]:
 
     Keys: `train` and `eval` (``{"shard": digest}``, `eval` may be None), `counts`, `eval_counts`, `tokenizer` (folder),
     `model_path` (None for a preset), `base_path` (of an adapter's base, else None), `context_length`, `base_digest` (of
-    the base's files; None for a preset).
+    the base's files; None for a preset), `added_tokens` (of `new_tokens`, those that the tokenizer lacked).
 
     Raises:
         FMError: the data changed, can't be tokenised for this model, or leaves nothing to train on.
@@ -56,11 +56,14 @@ def prepare(job: Job, warn: Warn) -> dict[str, Any]:
         verify(held_out, job.eval_data)
 
     model = fetch(job.model)
+    refuse_quantised(model)
+    base_digest = _digest_of_base(model)
     preset = PRESETS.get(model.name) if model.kind == "preset" else None
     if preset:
         folder = train_tokenizer(storage, preset, train, job.train_data, request.task_type)
     else:
         folder = tokenizer_folder(model)
+    folder, added_tokens = with_new_tokens(storage, folder, request.new_tokens)
     context_length = choose_context_length(request.context_length, model)
     shards = _Shards(storage, request, load_tokenizer(folder), context_length, warn)
     counts = shards.make("train", train, job.train_data)
@@ -74,8 +77,23 @@ def prepare(job: Job, warn: Warn) -> dict[str, Any]:
         "model_path": model.path,
         "base_path": model.adapter_of.path if model.adapter_of else None,
         "context_length": context_length,
-        "base_digest": digest_folder(Path(model.path), _MODEL_FILES) if model.path else None,
+        "base_digest": base_digest,
+        "added_tokens": added_tokens,
     }
+
+
+def _digest_of_base(model: ModelRef) -> str | None:
+    """The digest of the base's files; None for a preset.
+
+    Raises:
+        RequestError: `model` is an adapter that was trained on other files.
+    """
+    base = model.adapter_of or model
+    if not base.path:
+        return None
+    if model.adapter_of and model.path:
+        check_base(Path(model.path), Path(base.path))
+    return digest_of_base(Path(base.path))
 
 
 def tokenizer_folder(model: ModelRef) -> Path:

@@ -10,25 +10,25 @@ from typing import Any
 from transformers import GenerationConfig
 
 from fm.files import atomic_folder, seal
+from fm.job import Job
 from fm.layout import StageFolder
 from fm_local.models.weights import save_tensors
 from fm_local.trainer.setup import Training
 
 
-def save_final(
-    folder: StageFolder, training: Training, *, base_name: str, metrics: Mapping[str, float]
-) -> Path:
+def save_final(folder: StageFolder, training: Training, job: Job, *, metrics: Mapping[str, float]) -> Path:
     """Writes ``final/``, whole or not at all. A fully trained model is converted to its saved format by this."""
     trainee = training.trainee
     with atomic_folder(folder.final) as unfinished:
         if trainee.peft_model is not None:
-            _save_adapter(trainee.peft_model, unfinished, base_name)
+            _save_adapter(trainee.peft_model, unfinished, (job.model.adapter_of or job.model).name)
         else:
             trainee.language_model.to(trainee.saved_dtype)
             trainee.language_model.config.use_cache = True
             trainee.language_model.save_pretrained(unfinished)
         save_tokenizer(unfinished, training.tokenizer, template=training.template, stop=training.stop_tokens)
-        seal(unfinished, kind="full" if trainee.peft_model is None else "adapter", metrics=dict(metrics))
+        kind = "full" if trainee.peft_model is None else "adapter"
+        seal(unfinished, kind=kind, base_digest=(job.prepared or {}).get("base_digest"), metrics=dict(metrics))
     return folder.final
 
 

@@ -266,7 +266,7 @@ def train(
         metrics = (read_manifest(best) or {})["metrics"]
         chosen += f"; the weights are those of step {at.best_step}, with the lowest loss on held-out data"
     if accelerator.is_main_process:
-        save_final(folder, training, base_name=(job.model.adapter_of or job.model).name, metrics=metrics)
+        save_final(folder, training, job, metrics=metrics)
     accelerator.wait_for_everyone()
     report.event(EventType.TRAIN_FINISHED, chosen, **progress(), metrics=metrics)
     report.close()

@@ -15,11 +15,11 @@ _FROM_RANDOM = 3e-3
 
 
 def default_rate(method: Method, parameters: int, *, random_weights: bool) -> float:
-    """Peak rate for a model of `parameters` (all of them, not only the trained ones)."""
+    """Peak rate for a model of `parameters` (all of them, not only the trained ones). QLoRA's is LoRA's."""
     if random_weights:
         return _FROM_RANDOM
     lora = next(rate for below, rate in _LORA_BY_SIZE if parameters < below)
-    return lora if method == "lora" else lora / 10
+    return lora / 10 if method == "full" else lora
 
 
 def rate_warning(rate: float, method: Method, usual: float, *, random_weights: bool) -> str | None:
@@ -28,7 +28,7 @@ def rate_warning(rate: float, method: Method, usual: float, *, random_weights: b
     if low <= rate <= high:
         return None
     effect = "will hardly learn anything" if rate < low else "may break down"
-    hint = " (5e-7 and the like are rates for method='full')" if method == "lora" and rate < low else ""
+    hint = " (5e-7 and the like are rates for method='full')" if method != "full" and rate < low else ""
     return (
         f"learning_rate {rate:g} is far outside the known range for method={method!r}, {low:g} to {high:g}: "
         f"the model {effect}{hint}; leave learning_rate out for {usual:g}"

@@ -67,7 +67,7 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
     )
 
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
-    trainee = prepare_model(job, len(tokenizer), precision=precision, device=accelerator.device)
+    trainee = prepare_model(job, tokenizer, precision=precision, device=accelerator.device)
     if device.prefers_plain_attention(accelerator.device, precision, data.lengths.mean()):
         trainee.language_model.set_attn_implementation("eager")
     with accelerator.autocast():

@@ -37,8 +37,9 @@ def create(
     context_length: int | None = None,
     validate_inputs: bool = True,
     data_prep_cluster_id: str | None = None,
-    method: Literal["lora", "full", "qlora"] = "lora",
+    method: Literal["lora", "qlora", "full"] = "lora",
     lora: LoraConfig | Mapping[str, Any] | None = None,
+    new_tokens: Sequence[str] = (),
     batch_size: int = 16,
     seed: int = 17,
     optimizer: Literal["adamw", "adafactor"] = "adamw",
@@ -89,8 +90,10 @@ def create(
         context_length: longer rows are cut to this many tokens. None: the model's.
         validate_inputs: read and check every row before the run is stored. The data's digest is taken in any case.
         data_prep_cluster_id: accepted with a warning, and ignored: there is no cluster that prepares data.
-        method: "lora" trains an adapter, "full" all weights. "qlora" is refused so far.
-        lora: the adapter's shape: rank 16, alpha 32, all linear layers.
+        method: "lora" trains an adapter, "qlora" the same on a base held in 4 bits, "full" all weights.
+        lora: the adapter's shape: rank 16, alpha 32, dropout 0, all linear layers; `use_rslora`, `use_dora`.
+        new_tokens: tokens whose embeddings are trained and saved with the adapter; the tokenizer is given those that
+            it lacks. With method="full" all embeddings are trained anyway.
         batch_size: examples per optimiser step, over all processes.
         seed: of the shuffling, of new weights and of dropout. The same request gives the same weights.
         optimizer: "adamw" (betas 0.9 and 0.95) or "adafactor".

@@ -189,7 +189,7 @@ class _Stage:
         if prompts := self.job.request.eval_prompts:
             samples = [{"prompt": prompt, "answer": f"a scripted answer to {prompt!r}"} for prompt in prompts]
             self.report.event(EventType.SAMPLES_GENERATED, f"{len(samples)} answers", samples=samples, step=total)
-        kind = "adapter" if self.job.request.method == "lora" else "full"
+        kind = "full" if self.job.request.method == "full" else "adapter"
         final = make_private(self.folder.final)
         name = "adapter_model.safetensors" if kind == "adapter" else "model.safetensors"
         (final / name).write_bytes(_SAFETENSORS)

@@ -15,7 +15,7 @@ from fm.cli.render import output_options
 from fm.errors import RequestError
 
 _CHOICES = {
-    "method": ("lora", "full", "qlora"),
+    "method": ("lora", "qlora", "full"),
     "optimizer": ("adamw", "adafactor"),
     "lr_scheduler": ("linear", "cosine", "constant"),
     "precision": ("auto", "bf16", "fp32"),
@@ -30,16 +30,22 @@ _NUMBERS: dict[str, Any] = {
     **dict.fromkeys(("warmup", "weight_decay", "max_grad_norm"), float),
 }
 _REPEATED = {
+    "new_tokens": ("--new-token", "A token whose embedding is trained and saved, added if the tokenizer lacks it; may "
+                   "be repeated."),
     "eval_prompts": ("--eval-prompt", "A text to complete at each evaluation; may be repeated."),
     "trackers": ("--tracker", "mlflow, wandb or tensorboard; may be repeated."),
     "tags": ("--tag", "KEY=VALUE, kept with the run; may be repeated."),
 }
-_LORA: dict[str, Any] = {"rank": int, "alpha": float, "dropout": float, "target_modules": str}
+_LORA: dict[str, Any] = {
+    "rank": int, "alpha": float, "dropout": float, "target_modules": str, "use_rslora": bool, "use_dora": bool
+}
 _LORA_HELP = {
     "rank": "The adapter's rank (16).",
     "alpha": "The adapter's scale: its output is multiplied by alpha / rank (32).",
     "dropout": "Dropout before the adapter (0).",
     "target_modules": "Linear layers that get one: all-linear, or names such as q_proj,v_proj.",
+    "use_rslora": "Scale the adapter by alpha / sqrt(rank).",
+    "use_dora": "Train the lengths of the weights' rows apart from their directions.",
 }
 _YAML_HINT = "write lines such as model: ./my-model"
 _OWN = {"dry_run", "backend"}
@@ -70,7 +76,8 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
         elif name == "lora":
             for key in reversed(_LORA):
                 flag = f"--lora-{key.replace('_', '-')}"
-                command = click.option(flag, type=_LORA[key], help=_LORA_HELP[key])(command)
+                flag += f"/--no-{flag[2:]}" if _LORA[key] is bool else ""
+                command = click.option(flag, type=_LORA[key], default=None, help=_LORA_HELP[key])(command)
         elif name == "validate_inputs":
             command = click.option("--validate-inputs/--no-validate-inputs", default=None, help=text)(command)
         else:

@@ -1,0 +1,52 @@
+"""A base held in 4 bits, as QLoRA trains on (Dettmers et al., 2023): NF4 with doubly quantised scales.
+
+In memory only: what is saved, loaded again and merged into is always the base as its files have it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fm.errors import MissingExtra, RequestError
+from fm_local.models.load import load_causal_lm
+
+
+def load_nf4(path: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
+    """The model in folder `path` on `device`: its linear layers but the head in NF4, all else in `dtype`, in which it is
+    computed.
+
+    Raises:
+        MissingExtra: bitsandbytes is not installed.
+        RequestError: the model has no layer that could be quantised.
+        FMError: what `load_causal_lm` raises.
+    """
+    try:
+        import bitsandbytes  # 2.8 s: only who uses it pays for it
+    except ModuleNotFoundError as error:
+        raise MissingExtra("method='qlora' needs bitsandbytes, not installed here", extra="qlora") from error
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+    model = load_causal_lm(path, dtype=dtype, quantization_config=config, device_map={"": device})
+    layers = [module for module in model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    if not layers:
+        raise RequestError(
+            f"the model in {path} has no linear layer that could be held in 4 bits", field="method",
+            hint="use method='lora'",
+        )
+    for layer in layers:
+        # On a CPU with AVX512-BF16 bitsandbytes repacks a layer when it is first used without gradients, as in an
+        # evaluation, and from then on no gradient passes through it.
+        layer.support_avx512bf16_for_cpu = False
+    return model
+
+
+def size_of(parameter: torch.nn.Parameter) -> int:
+    """The numbers that `parameter` stands for, also where several are packed into a byte."""
+    state = getattr(parameter, "quant_state", None)
+    return state.shape.numel() if state is not None else parameter.numel()
