@@ -392,7 +392,7 @@ class RequestContract(Contract):
             ({"train_data_path": "dbfs:/mnt/chats.jsonl"}, RequestError, "dbfs"),
             ({"model": "./no-such-model"}, (NotFound, RequestError), "no-such-model"),
             ({"model": "main.no.model"}, (NotFound, RequestError), "main.no.model"),
-            ({"method": "qlora"}, RequestError, "qlora"),
+            ({"method": "qlora"}, RequestError, "random weights"),
             ({"task_type": "CHAT_COMPLETION"}, DataError, "INSTRUCTION_FINETUNE"),
             ({"context_length": 10**6}, RequestError, "context_length"),
             ({"batch_size": 0}, RequestError, "batch_size"),

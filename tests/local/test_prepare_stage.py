@@ -305,3 +305,36 @@ def test_a_preview_shows_what_is_trained_without_and_with_a_tokenizer(tmp_path: 
         ("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n", False),
         ("é<|im_end|>", True),
     ]
+
+
+def test_new_tokens_are_in_the_tokenizer_before_the_data_is_tokenised(tmp_path: Path) -> None:
+    from support.models import model, tokenizer
+
+    base = tokenizer(model("llama", tmp_path / "base"))
+    ref = ModelRef(kind="path", name=str(base), path=str(base))
+    data = write_jsonl(tmp_path / "data.jsonl", [chat("hello", "<tool>x</tool>")] * 4)
+    asked: list[dict[str, Any]] = [{}, {"new_tokens": ["<tool>", "<|end|>"]}]
+    made = [run(stage(tmp_path, data, model=ref, **more))[1]["data"] for more in asked]
+    assert [one["added_tokens"] for one in made] == [[], ["<tool>"]]
+    assert made[0]["train"]["shard"] != made[1]["train"]["shard"]
+    number = load_tokenizer(Path(made[1]["tokenizer"])).convert_tokens_to_ids("<tool>")
+    tokens = [
+        TokenDataset.open(Storage(tmp_path / "storage").shard(one["train"]["shard"]))[0][0].tolist() for one in made
+    ]
+    assert number not in tokens[0] and tokens[1].count(number) == 1
+
+
+def test_an_adapter_whose_base_has_changed_is_refused(tmp_path: Path) -> None:
+    from fm.files import seal
+    from support.models import model, tokenizer
+
+    base = tokenizer(model("llama", tmp_path / "base"))
+    adapter = tokenizer(tmp_path / "adapter")
+    (adapter / "adapter_config.json").write_text("{}")
+    seal(adapter, kind="adapter", base_digest="another")
+    ref = ModelRef(
+        kind="path", name="a", path=str(adapter), adapter_of=ModelRef(kind="path", name="b", path=str(base))
+    )
+    folder = stage(tmp_path, many_chats(tmp_path / "data.jsonl", 4), model=ref)
+    assert start(folder).wait(60) == EXIT_FAILED
+    assert "trained on another base" in folder.events.read_text()

@@ -54,7 +54,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=["full", "lora-bf16-dropout", "qlora-bf16-dropout", "dora-new-tokens", "adafactor"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=["full", "lora-bf16", "qlora-bf16", "dora-new-tokens", "adafactor"])
 def test_a_run_that_is_stopped_twice_ends_with_the_weights_of_one_that_was_not(
     tmp_path: Path, base: Path, settings: dict[str, Any]
 ) -> None:

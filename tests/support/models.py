@@ -161,13 +161,16 @@ def make_job(
     started_at: datetime | None = None,
     elapsed: float = 0.0,
     resume_from: Sequence[Path] = (),
+    words: Path | None = None,
     **request: Any,
 ) -> tuple[Job, StageFolder]:
-    """A job for the trainer below storage root `root`, written into its attempt's folder."""
+    """A job for the trainer below storage root `root`, written into its attempt's folder. `words` has the tokenizer,
+    if not that of all tiny models."""
     storage = Storage(root)
-    words = root / "tokenizer"
-    if not words.exists():
-        tokenizer(words)
+    if words is None:
+        words = root / "tokenizer"
+        if not words.exists():
+            tokenizer(words)
     data = DataRef(path="data.jsonl", digest="0", bytes=1)
     ref = base if isinstance(base, ModelRef) else ModelRef(kind="path", name=str(base), path=str(base))
     values = {

@@ -79,7 +79,11 @@ def test_a_short_spelling_beside_its_long_one_is_refused(data: Path) -> None:
         ({"register_to": "../a.b"}, fm.RequestError, "is not a name|part"),
         ({"name": "../x"}, fm.RequestError, "can't name a run"),
         ({"task_type": "CLASSIFICATION"}, fm.RequestError, "task_type"),
-        ({"method": "qlora"}, fm.Unsupported, 'method="lora"'),
+        ({"model": "fm/tiny-llama", "method": "qlora"}, fm.RequestError, "random weights"),
+        ({"method": "qlora", "custom_weights_path": "./w"}, fm.RequestError, "quantises weights"),
+        ({"new_tokens": "<a>"}, fm.RequestError, "not a list"),
+        ({"new_tokens": ["<a>", "<a>"]}, fm.RequestError, "given twice"),
+        ({"new_tokens": [" a"]}, fm.RequestError, "begins or ends with a space"),
         ({"sharding": "fsdp"}, fm.Unsupported, "sharding"),
         ({"model": "fm/tiny-llama", "method": "full", "context_length": 4096}, fm.RequestError, "at most 512"),
         ({"custom_weights_path": "./nowhere"}, fm.RequestError, "does not exist"),
@@ -251,3 +255,19 @@ def test_a_failed_run_says_why_and_who_has_to_act(data: Path, fm_fake: ScriptedL
         run.wait()
     assert (caught.value.run, caught.value.fault) == (run, "user")
     assert run.wait(raise_on_failure=False).status is fm.Status.FAILED
+
+
+def test_a_base_that_was_saved_quantised_is_refused(data: Path, tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "base", quantization_config={"quant_method": "gptq"})
+    with pytest.raises(fm.RequestError, match=r"quantised already \(gptq\)"):
+        fm.create(folder, data, method="qlora")
+    assert nothing_was_stored()
+
+
+def test_qlora_without_bitsandbytes_is_refused_before_the_data_is_read(
+    tmp_path: Path, local: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fm.creation.require", lambda *_: None)
+    monkeypatch.setattr("fm.creation.missing_from", lambda extra: ("bitsandbytes",) if extra == "qlora" else ())
+    with pytest.raises(fm.MissingExtra, match=r"ftctl\[qlora\]"):
+        fm.create(model_folder(tmp_path / "base"), tmp_path / "no-such.jsonl", method="qlora", backend=local)

@@ -56,3 +56,11 @@ def test_a_dry_run_says_a_warning_once(data: str, capsys: Capture) -> None:
     assert run(["create", "org/m", data, "--learning-rate", "5", "--dry-run"]) == 0
     shown = capsys.readouterr()
     assert (shown.out + shown.err).count("usually diverges") == 1
+
+
+def test_the_adapters_form_and_new_tokens_have_flags(data: str) -> None:
+    flags = ["--method", "qlora", "--lora-use-dora", "--lora-use-rslora", "--new-token", "<a>", "--new-token", "<b>"]
+    assert run(["create", "org/m", data, *flags]) == 0
+    request = fm.list()[0].record.request
+    assert (request.method, request.new_tokens) == ("qlora", ("<a>", "<b>"))
+    assert request.lora.use_dora and request.lora.use_rslora

@@ -15,8 +15,8 @@ from fm_local.models.load import load_causal_lm
 
 
 def load_nf4(path: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
-    """The model in folder `path` on `device`: its linear layers but the head in NF4, all else in `dtype`, in which it is
-    computed.
+    """The model in folder `path` on `device`: its linear layers but the head in NF4, the rest and all results in
+    `dtype`.
 
     Raises:
         MissingExtra: bitsandbytes is not installed.
