@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ from fm_local.models.tokenizer import Message, chat_template_of, load_tokenizer,
 from fm_local.models.weights import load_tensors, refuse_pickles
 
 ADAPTER_CONFIG = "adapter_config.json"
+
+# PEFT imports bitsandbytes wherever it is installed, which then names a package that would make generating quicker.
+getLogger("bitsandbytes").setLevel(ERROR)
 
 
 def is_adapter(path: Path) -> bool:
