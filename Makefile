@@ -12,7 +12,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 # On a busy machine, threads that spin while they wait make a training several times as long.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help venv demo test lint bench prove clean
+.PHONY: help venv demo test lint bench prove mutants clean
 
 help:
 	@echo 'make demo    install, then train, tune and try a tiny model on this machine (some minutes)'
@@ -20,6 +20,7 @@ help:
 	@echo 'make lint    ruff and mypy --strict'
 	@echo 'make bench   measure how long imports, lists and creates take'
 	@echo 'make prove   the long proofs: kills by the dozen, gigabytes of data; writes benchmarks/proof.json'
+	@echo 'make mutants   plant known faults one by one, and show that a test fails for each'
 	@echo 'make venv    install only      make clean    remove .venv, .demo and caches'
 
 venv: $(STAMP)
@@ -49,6 +50,9 @@ bench: $(STAMP)
 
 prove: $(STAMP)
 	$(BIN)/python benchmarks/prove.py
+
+mutants: $(STAMP)
+	$(BIN)/python tests/mutants/run.py
 
 clean:
 	rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -104,7 +104,10 @@ def test_the_wheel_works_in_a_fresh_environment(wheel: Path, tmp_path: Path) -> 
     # The dependencies are those of this environment, whose own ftctl comes second.
     Path(target, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     where = subprocess.check_output(
-        [python, "-c", "import fm, fm_local; print(fm.__file__); print(fm_local.__file__)"], cwd=tmp_path, text=True
+        # -I: whatever PYTHONPATH says, as in a second checkout.
+        [python, "-I", "-c", "import fm, fm_local; print(fm.__file__); print(fm_local.__file__)"],
+        cwd=tmp_path,
+        text=True,
     )
     assert all(line.startswith(target) for line in where.splitlines())
     version = subprocess.check_output([python.with_name("ftctl"), "--version"], cwd=tmp_path, text=True)
