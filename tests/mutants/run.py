@@ -73,11 +73,12 @@ def main() -> int:
         root = Path(folder) / "sources"
         root.mkdir()
         copy_sources(root)
-        sound = {(mutant.file, mutant.test): 0 for mutant in chosen}
-        for file, test in sound:
-            sound[file, test] = run_tests(root, file, test)
+        tests: dict[str, set[str]] = {}
         for mutant in chosen:
-            if sound[mutant.file, mutant.test] != 0:
+            tests.setdefault(mutant.file, set()).add(mutant.test)
+        sound = {file: run_tests(root, file, " or ".join(names)) == 0 for file, names in tests.items()}
+        for mutant in chosen:
+            if not sound[mutant.file]:
                 verdict = "its test fails without it"
             elif not apply(mutant.patch, root):
                 verdict = "does not fit the sources"
