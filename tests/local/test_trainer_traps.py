@@ -108,6 +108,19 @@ def series(folder: StageFolder, name: str) -> list[float]:
     return [line["values"][name] for line in lines(folder.metrics) if name in line["values"]]
 
 
+@pytest.mark.parametrize("max_tokens", [1, 60, 10_000])
+def test_trap_1_a_step_in_pieces_has_the_loss_and_the_gradient_of_the_plain_mean(
+    tmp_path: Path, max_tokens: int
+) -> None:
+    base, rows = model("llama", tmp_path / "base"), examples(8)
+    job, folder = make_job(tmp_path, rows=rows, base=base, batch_size=8, training_duration="1ba")
+    run(job, folder, max_tokens=max_tokens)
+    value, plain = plain_mean_gradient(base, rows)
+    assert series(folder, "loss/train/total") == [pytest.approx(value, rel=1e-4)]
+    norm = torch.stack([gradient.norm() for gradient in plain.values()]).norm().item()
+    assert series(folder, "grad_norm") == [pytest.approx(norm, rel=1e-4)]
+
+
 def test_trap_2_the_last_partial_step_is_divided_by_its_own_labels(tmp_path: Path) -> None:
     base, rows = model("llama", tmp_path / "base"), examples(2)
     folders = []
