@@ -25,10 +25,11 @@ class TokenLoss(nn.Module):
     `forward(batch)` gives two scalars: the summed cross-entropy (nats, fp32) and the count of right top-1 predictions.
     """
 
-    def __init__(self, language_model: Any) -> None:
+    def __init__(self, language_model: Any, *, head_apart: bool | None = None) -> None:
+        """`head_apart`: whether head(backbone(ids)) are the model's logits. None: found by trying, which takes weights."""
         super().__init__()
         self.language_model = language_model
-        self._split = _head_can_be_applied_apart(language_model)
+        self._split = _head_can_be_applied_apart(language_model) if head_apart is None else head_apart
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         if not self._split:

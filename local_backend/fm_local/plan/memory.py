@@ -1,0 +1,107 @@
+"""From what was traced to the bytes of one device, for a method and a layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fm.plans import Layout, Memory, PlannedMethod
+from fm_local.plan.tracing import Traced
+
+NF4_BITS = 4.127
+"""A parameter's bits in 4-bit NormalFloat with double quantisation (QLoRA, arXiv 2305.14314, section 3): 4, and 8/64 +
+32/(64·256) for the scales of blocks of 64 and the scales of those."""
+GATHERED_LAYERS = 2
+"""Layers that are whole at a time when they are sharded: the one computed and the one fetched meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constants:
+    """What no trace shows. Fitted by `benchmarks/plan_accuracy.py` on half of the published figures."""
+
+    framework: int = 200 << 20
+    """Bytes of the libraries' workspaces on a GPU."""
+    fragmentation: float = 0.08
+    """What a GPU's allocator takes in addition, as a share of what comes and goes in each step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """Bytes for each parameter."""
+
+    frozen: float
+    """Of weights that are not trained; where they are quantised, of those that can't be."""
+    trained: float = 4.0
+    gradient: float = 4.0
+    optimizer: float = 8.0
+    """AdamW's two moments in fp32."""
+    compute: float = 2.0
+    """Of a weight in the format that is computed in, which is what sharding gathers."""
+
+
+def memory_of(
+    traced: Traced,
+    method: PlannedMethod,
+    layout: Layout,
+    numbers: Numbers,
+    *,
+    devices: int = 1,
+    layers: int,
+    accumulating: bool,
+    framework: int,
+    fragmentation: float,
+    loss_apart: bool = True,
+) -> Memory:
+    """The most that one of `devices` holds.
+
+    Args:
+        layers: decoder layers of the model.
+        accumulating: as in the trace's `Step`: gradients are there through the whole of the pass.
+        loss_apart: whether logits count as logits, and not as activations.
+    """
+    share = 1.0 if layout == "none" else 0.0 if layout == "offload" else 1.0 / devices
+    frozen_bits = NF4_BITS / 8 if method == "qlora" else numbers.frozen
+    adapter = 0.0 if method == "full" else traced.trained
+    if method == "full":
+        weights = traced.parameters * numbers.trained
+    else:
+        rest = traced.parameters - traced.linear
+        weights = traced.linear * frozen_bits + rest * numbers.frozen + adapter * numbers.trained
+    gradients = traced.trained * numbers.gradient * share
+    optimizer = traced.trained * numbers.optimizer * share
+
+    gathered = 0.0
+    activations = traced.saved - traced.saved_logits
+    if layout != "none":
+        per_parameter = frozen_bits if method == "qlora" else numbers.compute
+        outside = traced.parameters - layers * traced.layer
+        gathered = min(GATHERED_LAYERS, layers) * traced.layer * per_parameter + outside * numbers.compute
+        if method == "full":
+            # A layer's gradient is whole until it is reduced.
+            gathered += traced.layer * numbers.gradient
+            # Computing copies are what was gathered, and go with it.
+            activations -= min(activations, traced.casts)
+    dequantised = traced.largest * numbers.compute if method == "qlora" else 0.0
+
+    whole_gradients = traced.trained * numbers.gradient
+    phases = [(traced.forward, traced.forward_logits, 0.0), (traced.late, traced.late_logits, 0.0)]
+    early = traced.early - (0.0 if accumulating else min(whole_gradients, traced.early))
+    phases.append((early, traced.early_logits, 0.0 if accumulating else gradients))
+    # Sharded, no device holds all that the trace shows: copies and gradients of weights are shared out.
+    spared = traced.casts if layout != "none" and method == "full" else 0.0
+    peak, logits, own = max(
+        ((max(0.0, size - spared), logits, own) for size, logits, own in phases), key=lambda phase: phase[0] + phase[2]
+    )
+    held = gradients if accumulating else own
+    kept = min(activations, max(0.0, peak - max(0.0, logits)))
+    logits = min(max(0.0, logits if loss_apart else 0.0), peak - kept)
+    memory = {
+        "weights": weights * share,
+        "gradients": held,
+        "optimizer": optimizer,
+        "activations": kept,
+        "logits": logits,
+        "temporary": peak - kept - logits + gathered + dequantised,
+        "framework": float(framework),
+    }
+    whole = Memory(**{name: round(size) for name, size in memory.items()}, reserved=0)
+    return whole.model_copy(update={"reserved": whole.allocated + round(fragmentation * whole.passing)})

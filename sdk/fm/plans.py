@@ -1,0 +1,160 @@
+"""What a training would need: values that `fm.plan` returns. JSON-able, so that a machine that trains can send them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from fm.display import human_bytes, human_seconds, plain, text_table
+from fm.request import TrainRequest
+from fm.types import DataRef, ModelRef
+
+PlannedMethod = Literal["lora", "qlora", "full"]
+Layout = Literal["none", "full_shard", "offload"]
+"""What lies where: everything on each device (with several processes, DDP), shares of it, or shares in main memory."""
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", protected_namespaces=(), defer_build=True)
+
+
+class Memory(_Value):
+    """The most that one device holds at once, bytes by what they are for. They add up to `allocated`."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    """Kept from the forward for the backward pass."""
+    logits: int
+    """Logits and what the loss makes of them, a block at a time."""
+    temporary: int
+    """What comes and goes within an operation or a layer."""
+    framework: int
+    """The libraries' own: on a GPU, workspaces; on a CPU, the process."""
+    reserved: int
+    """What the allocator takes from the device in order to serve `allocated`."""
+
+    @property
+    def allocated(self) -> int:
+        """Bytes in use at the peak."""
+        return (
+            self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.temporary
+            + self.framework
+        )
+
+    @property
+    def passing(self) -> int:
+        """Bytes of what is allocated and freed again in each step, and so leaves gaps behind."""
+        return self.activations + self.logits + self.temporary
+
+
+class PlanOption(_Value):
+    """One way to train the model: a row of the plan's table."""
+
+    method: PlannedMethod
+    sharding: Layout
+    memory: Memory
+    fits: bool
+    requested: bool = False
+
+
+class Plan(_Value):
+    """Memory, steps, time and cost of a training, found without loading weights."""
+
+    model: str
+    parameters: int
+    trained_parameters: int
+    """Of the requested method."""
+    device: str
+    device_memory: int
+    """Bytes of one device."""
+    devices: int
+    micro_batch: tuple[int, int]
+    """(rows, tokens) computed at once on each device: the largest of the data."""
+    most_rows: int
+    """Rows of that length that would still fit; 0 where not even one does."""
+    options: tuple[PlanOption, ...]
+    examples: int
+    tokens_per_epoch: int
+    steps: int | None
+    """Optimiser steps; None for a wall-clock duration whose speed can't be told."""
+    tokens: int | None
+    tokens_per_second: float | None
+    """Over all devices; None where the device's speed is not known."""
+    seconds: float | None
+    cost: float | None
+    """In the currency of the price per hour; None without one."""
+    assumptions: tuple[str, ...]
+    advice: tuple[str, ...]
+
+    @property
+    def requested(self) -> PlanOption:
+        """The option that was asked for."""
+        return next(option for option in self.options if option.requested)
+
+    @property
+    def fits(self) -> bool:
+        """Whether what was asked for fits the device."""
+        return self.requested.fits
+
+    def summary(self) -> list[tuple[str, str]]:
+        """(name, value) of what the plan says beside its table."""
+        rows, width = self.micro_batch
+        lines = [
+            ("model", f"{self.model}: {self.parameters:,} parameters, {self.trained_parameters:,} trained"),
+            ("device", f"{self.devices} × {self.device}, {human_bytes(self.device_memory)} each"),
+            ("micro-batch", f"{rows} × {width} tokens; {self.most_rows} × {width} would fit"),
+            ("data", f"about {self.examples:,} examples, {self.tokens_per_epoch:,} tokens an epoch"),
+        ]
+        if self.steps is not None:
+            lines.append(("training", f"about {self.steps:,} steps, {self.tokens:,} tokens"))
+        if self.seconds is not None:
+            lines.append(("time", f"about {human_seconds(self.seconds)} at {self.tokens_per_second:,.0f} tokens/s"))
+        if self.cost is not None:
+            lines.append(("cost", f"about {self.cost:,.2f}"))
+        return lines
+
+    def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Columns and rows of the options; memory is that of one device."""
+        parts = ("weights", "gradients", "optimizer", "activations", "logits", "temporary", "framework")
+        columns = ("", "METHOD", "SHARDING", *(part.upper() for part in parts), "ALLOCATED", "RESERVED", "FITS")
+        rows = [
+            (
+                "→" if option.requested else "",
+                option.method,
+                option.sharding,
+                *(human_bytes(getattr(option.memory, part)) for part in parts),
+                human_bytes(option.memory.allocated),
+                human_bytes(option.memory.reserved),
+                "yes" if option.fits else "no",
+            )
+            for option in self.options
+        ]
+        return columns, rows
+
+    def __str__(self) -> str:
+        width = max(len(name) for name, _ in self.summary())
+        lines = [f"{name:<{width}}  {value}" for name, value in self.summary()]
+        lines += ["", text_table(*self.table()), "", "assumed:", *(f"  {text}" for text in self.assumptions)]
+        return plain("\n".join([*lines, "advice:", *(f"  {n}. {text}" for n, text in enumerate(self.advice, 1))]))
+
+
+class PlanTask(_Value):
+    """What a plan is made from; the machine that trains can be sent it."""
+
+    request: TrainRequest
+    model: ModelRef
+    train_data: DataRef
+    method: PlannedMethod
+    sharding: Layout
+    device: str | None = None
+    """A GPU's name such as "H200", or "cpu"; None for what this machine has."""
+    device_memory: int | None = None
+    """Bytes; None for what the device has."""
+    price_per_hour: float | None = None
+    """Of one device."""
+    storage_root: str | None = None
+    """Where tokenised data may lie already."""
+

@@ -1,0 +1,73 @@
+"""What is traced on fake tensors against what the real trainer's module keeps for its backward pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
+
+from fm.request import LoraConfig
+from fm_local.plan.tracing import Step, trace
+from fm_local.trainer.batching import MicroBatch
+from fm_local.trainer.loss import TokenLoss
+from fm_local.trainer.methods import prepare_model
+from support import models
+
+LLAMA = LlamaConfig(
+    vocab_size=1024, hidden_size=64, intermediate_size=176, num_hidden_layers=5, num_attention_heads=4,
+    num_key_value_heads=2,
+)
+QWEN = Qwen2Config(
+    vocab_size=512, hidden_size=48, intermediate_size=96, num_hidden_layers=6, num_attention_heads=4,
+    num_key_value_heads=4, tie_word_embeddings=True,
+)
+GPT2 = GPT2Config(vocab_size=300, n_positions=128, n_embd=32, n_layer=5, n_head=2, resid_pdrop=0.1, attn_pdrop=0.0)
+TWO_MODULES = LoraConfig(target_modules=("q_proj", "v_proj"), dropout=0.1)
+SHAPES: dict[str, tuple[Any, Step]] = {
+    "Llama, LoRA, bf16": (LLAMA, Step(2, 96, LoraConfig(rank=8), torch.bfloat16, autocast=True)),
+    "Llama, LoRA, checkpointed": (LLAMA, Step(3, 64, LoraConfig(), torch.bfloat16, autocast=True, checkpointing=True)),
+    "Llama, full, fp32, few labels": (LLAMA, Step(4, 48, labels=0.25)),
+    "Qwen2, full, bf16, written-out attention": (QWEN, Step(2, 80, autocast=True, eager=True)),
+    "Qwen2, LoRA with dropout on two modules": (QWEN, Step(1, 127, TWO_MODULES)),
+    "GPT-2, full, bf16, with dropout": (GPT2, Step(3, 50, autocast=True)),
+}
+
+
+def counted(config: Any, step: Step, folder: Path) -> int:
+    """Bytes that the trainer's module, with real weights, really keeps: each storage once, without parameters."""
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    method = {"method": "lora", "lora": step.lora.model_dump()} if step.lora else {"method": "full"}
+    job, _ = models.make_job(folder / "runs", rows=models.examples(2), base=folder, **method)
+    precision = "bf16" if step.autocast else "fp32"
+    model = prepare_model(job, models.VOCABULARY, precision=precision, device=torch.device("cpu")).language_model
+    if step.eager:
+        model.set_attn_implementation("eager")
+    if step.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    places = step.rows * step.width
+    labels = max(1, round(places * step.labels))
+    ids = torch.randint(0, 250, (step.rows, step.width))
+    batch = MicroBatch(ids, torch.arange(places)[:labels], torch.randint(0, 250, (labels,)))
+    kept: dict[int, torch.Tensor] = {}
+    with torch.autocast("cpu", torch.bfloat16, enabled=step.autocast):
+        module = TokenLoss(model)
+        own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            module(batch)
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_bytes_kept_for_the_backward_pass_are_predicted_within_two_percent(name: str, tmp_path: Path) -> None:
+    config, step = SHAPES[name]
+    predicted = trace(config, step).saved
+    assert predicted == pytest.approx(counted(config, step, tmp_path), rel=0.02)
