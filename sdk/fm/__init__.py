@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fm.api.create import validate as validate
     from fm.api.models import get_models as get_models
     from fm.api.models import load as load
+    from fm.api.plan import plan as plan
     from fm.api.runs import cancel as cancel
     from fm.api.runs import delete as delete
     from fm.api.runs import get as get
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
     from fm.errors import WaitTimeout as WaitTimeout
     from fm.lifecycle import EventType as EventType
     from fm.lifecycle import Status as Status
+    from fm.plans import Memory as Memory
+    from fm.plans import Plan as Plan
+    from fm.plans import PlanOption as PlanOption
     from fm.request import LoraConfig as LoraConfig
     from fm.request import TaskType as TaskType
     from fm.run import Run as Run
@@ -58,12 +62,14 @@ _ERRORS = (
 _WHERE = {
     "fm.api.create": "create rerun validate",
     "fm.api.models": "get_models load",
+    "fm.api.plan": "plan",
     "fm.api.runs": "cancel delete get get_checkpoints get_events list wait",
     "fm.context": "backend",
     "fm.creation": "DryRun RequestWarning",
     "fm.duration": "Duration",
     "fm.errors": _ERRORS,
     "fm.lifecycle": "EventType Status",
+    "fm.plans": "Memory Plan PlanOption",
     "fm.run": "Run",
     "fm.request": "LoraConfig TaskType",
 }
@@ -82,8 +88,11 @@ __all__ = [
     "HomeError",
     "LeaseLost",
     "LoraConfig",
+    "Memory",
     "MissingExtra",
     "NotFound",
+    "Plan",
+    "PlanOption",
     "RequestError",
     "RequestWarning",
     "Run",
@@ -106,6 +115,7 @@ __all__ = [
     "get_models",
     "list",
     "load",
+    "plan",
     "rerun",
     "testing",
     "validate",

@@ -10,21 +10,25 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fm.backends.base import Backend, NewRun
 from fm.display import human_bytes, plain
 from fm.errors import DiskFull, MissingExtra, RequestError, Unsupported
+from fm.planning import make_plan, parameters_of, refuse_oversize
 from fm.plugins import find, missing_from, require
-from fm.presets import PRESETS
 from fm.rates import KNOWN_RATES
 from fm.request import TrainRequest
 from fm.resolve import context_length_of, refuse_quantised, resolve_model
 from fm.types import Checkpoint, DataRef, ModelRef, RunRecord
 
+if TYPE_CHECKING:
+    from fm.plans import Plan
+
 _SHORT = {"duration": ("training_duration", "1ep"), "lr": ("learning_rate", None)}
 _NOT_REQUEST = {
-    "validate_inputs", "data_prep_cluster_id", "sharding", "idempotency_key", "dry_run", "backend", "launcher", *_SHORT
+    "validate_inputs", "data_prep_cluster_id", "sharding", "idempotency_key", "dry_run", "allow_oversize", "backend",
+    "launcher", *_SHORT,
 }
 DEFAULT_LAUNCHER = "process"
 _LEAST_FREE = 64 << 20
@@ -62,6 +66,11 @@ class DryRun:
         """SHA-256 of the training data, as a run made from it will record."""
         return self.train_data.digest
 
+    @property
+    def plan(self) -> Plan:
+        """What the training needs, as `fm.plan` says. Made when it is asked for: that takes seconds."""
+        return make_plan(self)
+
     def __str__(self) -> str:
         request = self.request
         rate = "by method and size" if request.learning_rate is None else f"{request.learning_rate:g}"
@@ -78,31 +87,38 @@ class DryRun:
         return plain("\n".join(line for line in lines if line))
 
 
-def prepare(given: Mapping[str, Any], backend: Backend) -> DryRun:
+def prepare(given: Mapping[str, Any], backend: Backend, *, plan_only: bool = False) -> DryRun:
     """Checks the parameters of `fm.create` as far as that goes without a tokenizer. Writes nothing.
+
+    Args:
+        plan_only: whether the training is only planned for; then this machine need not be able to do it.
 
     Raises:
         RequestError, DataError, NotFound, Unavailable, MissingExtra: what is wrong, and what to write instead.
     """
     request = TrainRequest.build(_request_fields(given))
     model = resolve_model(request.model, backend)
-    _check_method(request, model)
+    if not plan_only:
+        _check_method(request, model)
     refuse_quantised(model)
     _check_context_length(request, model)
     launcher = given["launcher"] or DEFAULT_LAUNCHER
     find("launchers", launcher)
-    if backend.trains_here:
+    if backend.trains_here and not plan_only:
         require("launchers", launcher)
         _check_extras(request)
     if request.custom_weights_path:
         request = request.model_copy(update={"custom_weights_path": _find_weights(request.custom_weights_path)})
     train_data, eval_data = _look_at_data(request, validate=given["validate_inputs"])
-    if backend.trains_here and backend.storage:
+    if backend.trains_here and backend.storage and not plan_only:
         _check_disk(backend.storage.root, request, model, train_data)
     doubts = _doubts(request, model, given)
     for text in doubts:
         warnings.warn(text, RequestWarning, stacklevel=_level_of_caller())
-    return DryRun(request, model, train_data, eval_data, backend.name, launcher, doubts)
+    prepared = DryRun(request, model, train_data, eval_data, backend.name, launcher, doubts)
+    if backend.trains_here and launcher == DEFAULT_LAUNCHER and not (plan_only or given["allow_oversize"]):
+        refuse_oversize(prepared, given["sharding"])
+    return prepared
 
 
 def prepare_again(record: RunRecord, backend: Backend) -> DryRun:
@@ -250,20 +266,12 @@ def _check_disk(root: Path, request: TrainRequest, model: ModelRef, data: DataRe
     needed = _LEAST_FREE + 2 * data.bytes
     if request.method == "full":
         # Weights in fp32 and two moments for each checkpoint; one more is whole before the oldest goes.
-        needed += (3 * (request.keep_checkpoints + 1) + 1) * _weight_bytes(model)
+        needed += (3 * (request.keep_checkpoints + 1) + 1) * 4 * (parameters_of(model) or 0)
     if needed > free:
         raise DiskFull(
             f"this run needs about {human_bytes(needed)} in {root}, where {human_bytes(free)} are free",
             hint="free some space (`ftctl gc` helps), set FM_RUNS to another disk, or lower keep_checkpoints",
         )
-
-
-def _weight_bytes(model: ModelRef) -> int:
-    if preset := PRESETS.get(model.name):
-        layer = 4 * preset.hidden_size**2 + 3 * preset.hidden_size * preset.intermediate_size
-        return 4 * (preset.layers * layer + 2 * preset.vocab_size * preset.hidden_size)
-    folder = Path(model.path) if model.path else None
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder else 0
 
 
 def _doubts(request: TrainRequest, model: ModelRef, given: Mapping[str, Any]) -> tuple[str, ...]:

@@ -104,8 +104,8 @@ class Plan(_Value):
         rows, width = self.micro_batch
         lines = [
             ("model", f"{self.model}: {self.parameters:,} parameters, {self.trained_parameters:,} trained"),
-            ("device", f"{self.devices} × {self.device}, {human_bytes(self.device_memory)} each"),
-            ("micro-batch", f"{rows} × {width} tokens; {self.most_rows} × {width} would fit"),
+            ("device", f"{self.devices} x {self.device}, {human_bytes(self.device_memory)} each"),
+            ("micro-batch", f"{rows} x {width} tokens; {self.most_rows} x {width} would fit"),
             ("data", f"about {self.examples:,} examples, {self.tokens_per_epoch:,} tokens an epoch"),
         ]
         if self.steps is not None:
@@ -155,6 +155,4 @@ class PlanTask(_Value):
     """Bytes; None for what the device has."""
     price_per_hour: float | None = None
     """Of one device."""
-    storage_root: str | None = None
-    """Where tokenised data may lie already."""
 

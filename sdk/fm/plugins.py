@@ -39,6 +39,7 @@ LAUNCHERS = {
     ),
 }
 PARTS = {
+    "make_plan": Plugin("fm_local.plan.planning:make_plan", extra="local"),
     "open_model": Plugin("fm_local.models.load:open_model", extra="local"),
     "export_model": Plugin("fm_local.models.export:export", extra="local"),
     "preview": Plugin("fm_local.prepare.preview:preview", extra="local"),

@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[2]
 
 PUBLIC = set(
     "Conflict DataChanged DataError DataFault DiskFull DryRun Duration EventType FMError HomeError LeaseLost "
-    "LoraConfig MissingExtra NotFound RequestError RequestWarning Run RunFailed RunStopped Status StoreError TaskType "
-    "Unavailable Unsupported WaitTimeout __version__ backend cancel create delete get get_checkpoints get_events "
-    "get_models list load rerun testing validate wait".split()
+    "LoraConfig Memory MissingExtra NotFound Plan PlanOption RequestError RequestWarning Run RunFailed RunStopped "
+    "Status StoreError TaskType Unavailable Unsupported WaitTimeout __version__ backend cancel create delete get "
+    "get_checkpoints get_events get_models list load plan rerun testing validate wait".split()
 )
 
 REFERENCE_CREATE = [

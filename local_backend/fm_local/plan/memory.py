@@ -18,9 +18,9 @@ GATHERED_LAYERS = 2
 class Constants:
     """What no trace shows. Fitted by `benchmarks/plan_accuracy.py` on half of the published figures."""
 
-    framework: int = 200 << 20
+    framework: int = 256 << 20
     """Bytes of the libraries' workspaces on a GPU."""
-    fragmentation: float = 0.08
+    fragmentation: float = 0.51
     """What a GPU's allocator takes in addition, as a share of what comes and goes in each step."""
 
 
@@ -49,14 +49,13 @@ def memory_of(
     accumulating: bool,
     framework: int,
     fragmentation: float,
-    loss_apart: bool = True,
 ) -> Memory:
     """The most that one of `devices` holds.
 
     Args:
         layers: decoder layers of the model.
+        framework, fragmentation: as in `Constants`.
         accumulating: as in the trace's `Step`: gradients are there through the whole of the pass.
-        loss_apart: whether logits count as logits, and not as activations.
     """
     share = 1.0 if layout == "none" else 0.0 if layout == "offload" else 1.0 / devices
     frozen_bits = NF4_BITS / 8 if method == "qlora" else numbers.frozen
@@ -79,21 +78,22 @@ def memory_of(
             # A layer's gradient is whole until it is reduced.
             gathered += traced.layer * numbers.gradient
             # Computing copies are what was gathered, and go with it.
-            activations -= min(activations, traced.casts)
+            activations -= min(activations, traced.casts_kept)
     dequantised = traced.largest * numbers.compute if method == "qlora" else 0.0
 
-    whole_gradients = traced.trained * numbers.gradient
-    phases = [(traced.forward, traced.forward_logits, 0.0), (traced.late, traced.late_logits, 0.0)]
-    early = traced.early - (0.0 if accumulating else min(whole_gradients, traced.early))
-    phases.append((early, traced.early_logits, 0.0 if accumulating else gradients))
     # Sharded, no device holds all that the trace shows: copies and gradients of weights are shared out.
-    spared = traced.casts if layout != "none" and method == "full" else 0.0
-    peak, logits, own = max(
-        ((max(0.0, size - spared), logits, own) for size, logits, own in phases), key=lambda phase: phase[0] + phase[2]
-    )
+    shared_out = layout != "none" and method == "full"
+    cast, kept_casts = (traced.casts, traced.casts_kept) if shared_out else (0.0, 0.0)
+    made = 0.0 if accumulating else min(traced.trained * numbers.gradient, traced.early)
+    phases = [
+        (max(0.0, traced.forward - cast), traced.forward_logits, 0.0),
+        (max(0.0, traced.late - kept_casts), traced.late_logits, 0.0),
+        (traced.early - made, traced.early_logits, made * share),
+    ]
+    peak, logits, own = max(phases, key=lambda phase: phase[0] + phase[2])
     held = gradients if accumulating else own
     kept = min(activations, max(0.0, peak - max(0.0, logits)))
-    logits = min(max(0.0, logits if loss_apart else 0.0), peak - kept)
+    logits = min(max(0.0, logits), peak - kept)
     memory = {
         "weights": weights * share,
         "gradients": held,

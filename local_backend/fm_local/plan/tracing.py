@@ -7,8 +7,7 @@ measured at two depths is a straight line in the number of layers.
 from __future__ import annotations
 
 import copy
-import weakref
-from collections import Counter
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,10 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fm.errors import Unsupported
+from fm_local.plan.watching import LiveBytes, Operations, count_saved
 from fm_local.trainer.batching import MicroBatch
 from fm_local.trainer.loss import TokenLoss
 
@@ -39,6 +37,10 @@ class Traced:
     """Those in linear layers other than the head: what QLoRA quantises."""
     layer: float
     """Those of one decoder layer: what sharding gathers at a time."""
+    active: float
+    """Those of matrix products before the head that a token passes: of experts, the chosen ones only."""
+    width: float
+    vocabulary_size: float
     largest: float
     """Those of the largest linear layer other than the head."""
     trained: float
@@ -48,7 +50,9 @@ class Traced:
     saved_logits: float
     """Those of them with an element for each word of the vocabulary."""
     casts: float
-    """Copies of trained weights in the computing format, which autocast keeps until the backward pass."""
+    """Copies of trained weights in the computing format, which autocast makes until the forward pass ends."""
+    casts_kept: float
+    """Those of them that the backward pass finds still there."""
     forward: float
     """Most bytes alive at once up to the loss, of which `forward_logits` are logits."""
     forward_logits: float
@@ -97,10 +101,12 @@ def trace(config: Any, step: Step) -> Traced:
     """
     depth = layers_of(config)
     depths = sorted({min(2, depth), min(4, depth)})
-    found = [_trace_at(_of_depth(config, layers), step) for layers in depths]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # names that transformers changes; nothing for its users
+        found = [_trace_at(_of_depth(config, layers), step) for layers in depths]
     if len(found) == 1:
         return found[0]
-    low, high = (asdict(one) for one in found)
+    low, high = map(asdict, found)
     slope = (depth - depths[0]) / (depths[1] - depths[0])
     return Traced(**{name: low[name] + slope * (high[name] - low[name]) for name in low})
 
@@ -173,72 +179,24 @@ def _trace_at(config: Any, step: Step) -> Traced:
             loss.backward()
     middle = (begin + len(live.series)) // 2
     casts = sum(2 * p.numel() for p in trainable if p.dim() == 2 and p.dtype is torch.float32) * step.autocast
+    text = config.get_text_config()
     return Traced(
-        base, sum(linear), layer, max(linear), sum(p.numel() for p in trainable), saved, saved_logits, casts,
-        *forward, *live.most(begin, middle), *live.most(middle),
+        parameters=base,
+        linear=sum(linear),
+        layer=layer,
+        active=_active(model, head, text),
+        width=text.hidden_size,
+        vocabulary_size=text.vocab_size,
+        largest=max(linear),
+        trained=sum(p.numel() for p in trainable),
+        saved=saved,
+        saved_logits=saved_logits,
+        casts=casts,
+        casts_kept=0.0 if step.checkpointing else casts,
+        **dict(zip(("forward", "forward_logits"), forward, strict=True)),
+        **dict(zip(("late", "late_logits"), live.most(begin, middle), strict=True)),
+        **dict(zip(("early", "early_logits"), live.most(middle), strict=True)),
     )
-
-
-class LiveBytes(TorchDispatchMode):
-    """Follows the bytes of all storages that are made within it, until they are freed."""
-
-    def __init__(self, vocabulary: int) -> None:
-        super().__init__()
-        self.vocabulary = vocabulary
-        self.series: list[tuple[int, int]] = []
-        """After each operation, the bytes alive and how many of them are logits."""
-        self._alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-        self._bytes = 0
-        self._logits = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
-        result = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in given:
-                self._follow(tensor)
-        self.series.append((self._bytes, self._logits))
-        return result
-
-    def most(self, begin: int, end: int | None = None) -> tuple[int, int]:
-        """Of operations `begin` to `end`, the most bytes alive, and the logits among them."""
-        return max(self.series[begin:end], default=(0, 0))
-
-    def _follow(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self._alive:
-            return
-        size = storage.nbytes()
-        logits = size if _is_logits(tensor, self.vocabulary) else 0
-
-        def forget(_: object) -> None:
-            del self._alive[key]
-            self._bytes -= size
-            self._logits -= logits
-
-        self._alive[key] = weakref.ref(storage, forget)
-        self._bytes += size
-        self._logits += logits
-
-
-def count_saved(loss_module: nn.Module, run: Callable[[], Any], vocabulary: int) -> tuple[int, int, Any]:
-    """Bytes that `run` leaves to the backward pass (each storage once, parameters excluded), those of them with one
-    element for each word of the vocabulary, and what `run` returns."""
-    parameters = {p.untyped_storage()._cdata for p in loss_module.parameters()}
-    # Held as weak references: what a checkpointed layer frees again is not saved.
-    seen: dict[int, tuple[weakref.ref[torch.UntypedStorage], bool]] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in parameters:
-            seen[storage._cdata] = weakref.ref(storage), _is_logits(tensor, vocabulary)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = run()
-    alive = [(storage.nbytes(), logits) for reference, logits in seen.values() if (storage := reference()) is not None]
-    return sum(size for size, _ in alive), sum(size for size, logits in alive if logits), result
 
 
 @contextmanager
@@ -259,25 +217,12 @@ def _one_document_a_row() -> Iterator[None]:
 def _head_is_apart(model: Any) -> bool:
     """What `TokenLoss` finds by comparing values, found by comparing operations: there are no values here."""
     ids = torch.zeros((1, 8), dtype=torch.int64)
-    whole, parts = _Operations(), _Operations()
+    whole, parts = Operations(), Operations()
     with whole:
         model(input_ids=ids, use_cache=False)
     with parts:
         model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
     return model.base_model is not model and whole.counts == parts.counts
-
-
-class _Operations(TorchDispatchMode):
-    """Counts operations that compute something."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
-        if not func.is_view and func.namespace != "prim":
-            self.counts[str(func)] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def _batch(step: Step) -> MicroBatch:
@@ -288,10 +233,6 @@ def _batch(step: Step) -> MicroBatch:
 
 def _drop_gradient(parameter: torch.Tensor) -> None:
     parameter.grad = None
-
-
-def _is_logits(tensor: torch.Tensor, vocabulary: int) -> bool:
-    return tensor.dim() > 1 and tensor.shape[-1] == vocabulary
 
 
 def _of_depth(config: Any, layers: int) -> Any:
@@ -311,6 +252,19 @@ def _decoder_layers(model: Any) -> Any:
     """The decoder's layers: the module list with the most parameters."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return max(lists, key=lambda found: sum(p.numel() for p in found.parameters()))
+
+
+def _active(model: nn.Module, head: nn.Module | None, config: Any) -> float:
+    """Parameters of matrix products before the head that a token passes."""
+    linear = sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if _is_linear(module) and module is not head and ".experts." not in f"{name}."
+    )
+    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
+    count = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
+    active: float = linear + experts * min(1.0, (getattr(config, "num_experts_per_tok", None) or count) / count)
+    return active
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -64,6 +64,7 @@ def create(
     lr: float | str | None = None,
     idempotency_key: str | None = None,
     dry_run: bool = False,
+    allow_oversize: bool = False,
     backend: str | Backend | None = None,
     launcher: str | None = None,
 ) -> Run:
@@ -119,7 +120,9 @@ def create(
         duration: short for `training_duration`.
         lr: short for `learning_rate`.
         idempotency_key: calls with the same key make one run. None: one for each call, kept over crashes.
-        dry_run: check everything, write nothing, and return an `fm.DryRun` instead of a run.
+        dry_run: check everything, write nothing, and return an `fm.DryRun` instead of a run; its `plan` is what
+            `fm.plan` says.
+        allow_oversize: try also what is certain not to fit the device's memory.
         backend: where the run is kept; see `fm.backend`. None: the chosen one, else FM_BACKEND, else "local".
         launcher: what starts the training process. None: the backend's own.
 

@@ -65,7 +65,8 @@ def parameters() -> dict[str, str]:
     return {name: text[:1].upper() + text[1:] for name, text in texts.items()}
 
 
-def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+def create_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds a flag for every parameter of `fm.create` to a command."""
     for name, text in reversed(parameters().items()):
         if name in _OWN or name in ("model", "train_data_path"):
             continue
@@ -78,6 +79,8 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
                 flag = f"--lora-{key.replace('_', '-')}"
                 flag += f"/--no-{flag[2:]}" if _LORA[key] is bool else ""
                 command = click.option(flag, type=_LORA[key], default=None, help=_LORA_HELP[key])(command)
+        elif name == "allow_oversize":
+            command = click.option(flag, is_flag=True, default=None, help=text)(command)
         elif name == "validate_inputs":
             command = click.option("--validate-inputs/--no-validate-inputs", default=None, help=text)(command)
         else:
@@ -94,7 +97,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
               "parameters of fm.create; flags override it.")
 @click.option("--follow", is_flag=True, help="Wait for the run's end, which is then the exit code.")
 @click.option("--dry-run", is_flag=True, help="Check everything, and make no run.")
-@_options
+@create_options
 @output_options
 def create(file: Path | None, follow: bool, dry_run: bool, output: str, quiet: bool, **flags: Any) -> None:
     """Fine-tune MODEL on TRAIN_DATA_PATH.
@@ -108,20 +111,26 @@ def create(file: Path | None, follow: bool, dry_run: bool, output: str, quiet: b
     from fm.cli.chosen import started
     from fm.creation import RequestWarning
 
-    values = _overridden(read_file(file) if file else {}, given_flags(flags))
-    for name in ("model", "train_data_path"):
-        if values.get(name) is None:
-            raise click.UsageError(f"{name} is missing: pass it as an argument, or in a file with -f")
+    values = given_values(file, flags)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")  # what Python and libraries warn their developers of is not the user's
         warnings.simplefilter("always", RequestWarning)
         if dry_run:
-            _show_plan(validate(**values), output)  # it names its warnings itself
+            _show_dry_run(validate(**values), output)  # it names its warnings itself
             return
         run = create_run(**values)
     for warning in caught:
         click.echo(f"warning: {warning.message}", err=True)
     started(run, follow, output, quiet)
+
+
+def given_values(file: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
+    """The parameters of `fm.create` in a file and in flags, which override it."""
+    values = _overridden(read_file(file) if file else {}, given_flags(flags))
+    for name in ("model", "train_data_path"):
+        if values.get(name) is None:
+            raise click.UsageError(f"{name} is missing: pass it as an argument, or in a file with -f")
+    return values
 
 
 def given_flags(flags: dict[str, Any]) -> dict[str, Any]:
@@ -182,7 +191,7 @@ def read_file(path: Path) -> dict[str, Any]:
     return values
 
 
-def _show_plan(plan: Any, output: str) -> None:
+def _show_dry_run(plan: Any, output: str) -> None:
     from fm.cli.render import to_json
 
     if output == "table":

@@ -24,6 +24,7 @@ _COMMANDS = {
     "doctor": "fm.cli.doctor:doctor",
     "gc": "fm.cli.gc:gc",
     "models": "fm.cli.models:models",
+    "plan": "fm.cli.plan:plan",
     "runs": "fm.cli.runs:runs",
 }
 

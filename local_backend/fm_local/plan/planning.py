@@ -1,0 +1,216 @@
+"""The plan of a training: what it needs, how long it takes, what it costs, and what to try if it does not fit."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import torch
+
+from fm.display import human_bytes
+from fm.duration import Unit
+from fm.errors import Unavailable
+from fm.plans import Layout, Memory, Plan, PlannedMethod, PlanOption, PlanTask
+from fm.presets import PRESETS
+from fm.request import TaskType
+from fm.resolve import context_length_of
+from fm.types import ModelRef
+from fm_local.plan.amounts import Amounts, amounts_of, steps_and_tokens
+from fm_local.plan.machine import Machine, find_machine
+from fm_local.plan.memory import Constants, Numbers, memory_of
+from fm_local.plan.tracing import Step, Traced, build_meta, layers_of, trace
+from fm_local.trainer import device
+
+_DEFAULT_CONTEXT = 2048
+_CPU_PROCESS = 700 << 20
+"""Bytes of a training process on a CPU before it holds a model: Python and the libraries."""
+_ADAFACTOR = 0.01
+"""Bytes of state for each parameter: means of rows and columns only."""
+
+
+def make_plan(task: PlanTask) -> Plan:
+    """Traces the model of `task` on fake tensors and adds up what its training needs. Loads no weights.
+
+    Raises:
+        Unavailable: the model's configuration is not on this machine, and the hub can't be asked.
+        Unsupported: the model can't be traced.
+        RequestError: an unknown device.
+    """
+    request = task.request
+    config = config_of(task.model)
+    layers = layers_of(config)
+    bf16 = _computes_in_bf16(task)
+    machine = find_machine(task.device, task.device_memory, bf16=bf16, processes=request.num_processes)
+    context = request.context_length or context_length_of(task.model) or _DEFAULT_CONTEXT
+    amounts = amounts_of(task, context)
+    share = -(-request.batch_size // request.num_processes)
+    most_tokens = device.micro_batch_tokens(torch.device(machine.kind))
+    rows = min(share, max(1, most_tokens // amounts.longest), amounts.examples)
+
+    size = sum(parameter.numel() for parameter in build_meta(config, torch.float32).parameters())
+    checkpointing = device.needs_activation_checkpointing(torch.device(machine.kind), size)
+    lora, full = (
+        trace(config, _step(method, task, machine, bf16, rows, amounts, checkpointing)) for method in ("lora", "full")
+    )
+    traced = {"lora": lora, "qlora": lora, "full": full}
+    frozen = 2.0 if bf16 else 4.0
+    constants = Constants() if machine.kind == "cuda" else Constants(_CPU_PROCESS, 0.0)
+
+    def need(method: PlannedMethod, layout: Layout) -> Memory:
+        return memory_of(
+            traced[method], method, layout, _numbers(task, frozen), devices=request.num_processes, layers=layers,
+            accumulating=True, framework=constants.framework, fragmentation=constants.fragmentation,
+        )
+
+    options = tuple(
+        PlanOption(
+            method=method, sharding=layout, memory=(memory := need(method, layout)),
+            fits=memory.reserved <= machine.usable,
+            requested=(method, layout) == (task.method, task.sharding),
+        )
+        for method in get_args(PlannedMethod)
+        for layout in get_args(Layout)
+    )
+    asked = next(option for option in options if option.requested)
+    chosen = traced[task.method]
+    steps, tokens = steps_and_tokens(request, amounts)
+    speed = _tokens_per_second(chosen, task, machine, amounts, config, layers, checkpointed=checkpointing)
+    if request.duration.unit is Unit.SECOND:
+        seconds: float | None = float(request.duration.value)
+        tokens = round(request.duration.value * speed) if speed else None
+        steps = max(1, round(tokens / (amounts.mean * request.batch_size))) if tokens else None
+    else:
+        seconds = tokens / speed if speed and tokens else None
+    price = task.price_per_hour
+    most_rows = _most_rows(asked.memory, machine.usable, rows)
+    return Plan(
+        model=task.model.name,
+        parameters=round(chosen.parameters),
+        trained_parameters=round(chosen.trained),
+        device=machine.name,
+        device_memory=machine.memory,
+        devices=request.num_processes,
+        micro_batch=(rows, amounts.longest),
+        most_rows=most_rows,
+        options=options,
+        examples=amounts.examples,
+        tokens_per_epoch=amounts.tokens,
+        steps=steps,
+        tokens=tokens,
+        tokens_per_second=speed,
+        seconds=seconds,
+        cost=None if price is None or seconds is None else price * request.num_processes * seconds / 3600,
+        assumptions=(
+            f"traced at {min(2, layers)} and {min(4, layers)} of {layers} layers on fake tensors, extrapolated to all",
+            amounts.assumption,
+            f"computed in {'bf16' if bf16 else 'fp32'}; trained weights, their gradients and optimiser states in fp32; "
+            f"activation checkpointing {'on' if checkpointing else 'off'}, as the trainer chooses here",
+            "gradients of an earlier micro-batch are held while the next one is computed",
+            "QLoRA: 4.127 bits a parameter in linear layers other than the head, and one of them unpacked at a time",
+            f"sharding over {request.num_processes} device{'s' * (request.num_processes > 1)}: two layers, embeddings "
+            "and head are whole at a time",
+            machine.assumption,
+            f"{human_bytes(machine.memory - machine.usable * (request.num_processes if machine.kind == 'cpu' else 1))} "
+            "of the memory are left to the system",
+        ),
+        advice=_advice(options, asked, traced["lora"], machine, rows, most_rows, request.num_processes),
+    )
+
+
+def config_of(model: ModelRef) -> Any:
+    """The transformers configuration of `model`, or of an adapter's base. Only config.json is read.
+
+    Raises:
+        Unavailable: it is not here and can't be fetched.
+    """
+    from transformers import AutoConfig, LlamaConfig
+
+    model = model.adapter_of or model
+    if preset := PRESETS.get(model.name):
+        return LlamaConfig(
+            vocab_size=preset.vocab_size, hidden_size=preset.hidden_size, intermediate_size=preset.intermediate_size,
+            num_hidden_layers=preset.layers, num_attention_heads=preset.heads, num_key_value_heads=preset.heads,
+            max_position_embeddings=preset.max_context_length, tie_word_embeddings=True,
+        )
+    try:
+        return AutoConfig.from_pretrained(model.path or model.name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise Unavailable(
+            f"the configuration of {model.name} can't be read: {str(error).partition(chr(10))[0]}",
+            hint="give a folder with its config.json as model=./path",
+        ) from None
+
+
+def _computes_in_bf16(task: PlanTask) -> bool:
+    if task.request.precision == "auto" and task.device and task.device.lower() != "cpu":
+        return True
+    return device.pick_precision(task.request) == "bf16"
+
+
+def _step(
+    method: str, task: PlanTask, machine: Machine, bf16: bool, rows: int, amounts: Amounts, checkpointing: bool
+) -> Step:
+    """How the trainer would compute the largest micro-batch."""
+    lora = None if method == "full" else task.request.lora
+    where = torch.device(machine.kind)
+    masked = task.request.task_type is not TaskType.CONTINUED_PRETRAIN
+    return Step(
+        rows, max(1, amounts.longest - 1), lora, torch.bfloat16 if bf16 and lora else torch.float32, autocast=bf16,
+        eager=device.prefers_plain_attention(where, "bf16" if bf16 else "fp32", amounts.mean),
+        labels=amounts.trained_share if masked else 1.0, accumulating=True,
+        checkpointing=checkpointing,
+    )
+
+
+def _numbers(task: PlanTask, frozen: float) -> Numbers:
+    return Numbers(frozen=frozen, compute=frozen, optimizer=8.0 if task.request.optimizer == "adamw" else _ADAFACTOR)
+
+
+def _tokens_per_second(
+    traced: Traced, task: PlanTask, machine: Machine, amounts: Amounts, config: Any, layers: int, *, checkpointed: bool
+) -> float | None:
+    """Over all devices. FLOPs of a token: 2 for each parameter of a matrix product forward, 2 for the gradient of its
+    input and, where it is trained, 2 for its own (Kaplan et al. 2020, arXiv 2001.08361, section 2.1); causal attention
+    2·layers·width·length forward and twice that backward."""
+    if machine.flops is None:
+        return None
+    text = config.get_text_config()
+    head = traced.vocabulary_size * traced.width * amounts.trained_share
+    products = traced.active + head
+    passes = 4.0 if task.method != "full" else 6.0
+    attention = 2.0 * layers * traced.width * min(amounts.mean, getattr(text, "sliding_window", None) or 1e9)
+    flops = passes * products + 3.0 * attention + (6.0 * traced.trained if task.method != "full" else 0.0)
+    if checkpointed:
+        flops += 2.0 * traced.active + attention
+    return machine.flops * task.request.num_processes / flops
+
+
+def _most_rows(memory: Memory, usable: int, rows: int) -> int:
+    fixed = memory.allocated - memory.passing
+    return max(0, int((usable - fixed) / max(1.0, (memory.reserved - fixed) / rows)))
+
+
+def _advice(
+    options: tuple[PlanOption, ...], asked: PlanOption, lora: Traced, machine: Machine, rows: int, most_rows: int,
+    processes: int,
+) -> tuple[str, ...]:
+    """In the order in which an expert thinks."""
+    def fits(method: str, layout: str) -> str:
+        option = next(o for o in options if (o.method, o.sharding) == (method, layout))
+        return f"{human_bytes(option.memory.reserved)}, {'fits' if option.fits else 'does not fit'}"
+
+    advice = [
+        "start with a small model; take a larger one when evaluation says so",
+        f"prefer LoRA ({fits('lora', 'none')}): it trains {lora.trained / max(1, lora.parameters):.1%} as many weights",
+        f"then QLoRA ({fits('qlora', 'none')})",
+        f"then sharding over several devices (LoRA over {processes}: {fits('lora', 'full_shard')})",
+        f"then offload to main memory (LoRA: {fits('lora', 'offload')})",
+    ]
+    if asked.fits and most_rows > rows:
+        advice.append(f"there is room: raise the micro-batch from {rows} to just under {most_rows} rows")
+    elif not asked.fits:
+        small = next((o for o in options if o.fits and o.memory.reserved < asked.memory.reserved), None)
+        advice.append(
+            f"what was asked for does not fit {human_bytes(machine.usable)}: "
+            + (f"take method={small.method!r} with sharding {small.sharding}" if small else "take a smaller model")
+        )
+    return tuple(advice)
