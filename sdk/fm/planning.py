@@ -6,13 +6,11 @@ The plan is made where the training would run, since only there the devices are 
 
 from __future__ import annotations
 
-import json
-import math
 import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from fm.display import human_bytes
 from fm.errors import RequestError
@@ -91,7 +89,7 @@ def make_plan(
 def refuse_oversize(prepared: DryRun, sharding: str | None) -> None:
     """Refuses what certainly fits no device of this machine.
 
-    Bounds from config.json alone come first: a plainly small model costs no time. Only what lies between the two bounds
+    Bounds from the size of the weights alone come first: a plainly small model costs no time. Only what lies between the two bounds
     is traced.
 
     Raises:
@@ -105,7 +103,7 @@ def refuse_oversize(prepared: DryRun, sharding: str | None) -> None:
     if least * 8 < _PLAINLY_SMALL or (sharding and layout_of(sharding) == "offload"):
         return
     memory = _smallest_device()
-    if least <= memory / 4:
+    if least <= memory / 8:
         return
     need, what = least, "weights, gradients and optimiser states alone"
     if least <= memory:
@@ -131,25 +129,14 @@ def least_bytes(request: TrainRequest, parameters: int) -> float:
 
 
 def parameters_of(model: ModelRef) -> int | None:
-    """Parameters of the base, from its preset or the headers of its weight files; None where neither is here."""
+    """Parameters that the base has at least, from its preset or the size of its weights, which may be in fp32; None
+    where neither is here."""
     base = model.adapter_of or model
     if preset := PRESETS.get(base.name):
         layer = 4 * preset.hidden_size**2 + 3 * preset.hidden_size * preset.intermediate_size
-        return preset.layers * layer + preset.vocab_size * preset.hidden_size
-    files = sorted(Path(base.path).glob("*.safetensors")) if base.path else []
-    return sum(map(_elements, files)) or None
-
-
-def _elements(file: Path) -> int:
-    """Numbers in a safetensors file, from its header: a length of 8 bytes, then JSON."""
-    try:
-        with file.open("rb") as opened:
-            header: dict[str, Any] = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
-    except (OSError, ValueError) as error:
-        raise RequestError(
-            f"the weights in {file} can't be read: {error}", field="model", hint="copy or download them again"
-        ) from None
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+        return preset.layers * layer + 2 * preset.vocab_size * preset.hidden_size
+    files = Path(base.path).glob("*.safetensors") if base.path else ()
+    return sum(file.stat().st_size for file in files) // 4 or None
 
 
 def _smallest_device() -> int:
