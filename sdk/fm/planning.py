@@ -89,8 +89,8 @@ def make_plan(
 def refuse_oversize(prepared: DryRun, sharding: str | None) -> None:
     """Refuses what certainly fits no device of this machine.
 
-    Bounds from the size of the weights alone come first: a plainly small model costs no time. Only what lies between the two bounds
-    is traced.
+    Bounds from the size of the weights alone come first: a plainly small model costs no time. Only what lies between
+    the two bounds is traced.
 
     Raises:
         RequestError: says how much is needed, and what to try.
