@@ -88,10 +88,8 @@ class DryRun:
 
 
 def prepare(given: Mapping[str, Any], backend: Backend, *, plan_only: bool = False) -> DryRun:
-    """Checks the parameters of `fm.create` as far as that goes without a tokenizer. Writes nothing.
-
-    Args:
-        plan_only: whether the training is only planned for; then this machine need not be able to do it.
+    """Checks the parameters of `fm.create` as far as that goes without a tokenizer. Writes nothing. With `plan_only`
+    this machine need not be able to do it.
 
     Raises:
         RequestError, DataError, NotFound, Unavailable, MissingExtra: what is wrong, and what to write instead.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from fm.display import human_bytes
 from fm.errors import RequestError
-from fm.plans import Layout, Plan, PlannedMethod, PlanTask
+from fm.plans import Layout, Plan, PlanTask
 from fm.plugins import load
 from fm.presets import PRESETS
 
@@ -71,7 +71,6 @@ def parse_bytes(value: float | str | None) -> int | None:
 def make_plan(
     prepared: DryRun,
     *,
-    method: PlannedMethod | None = None,
     sharding: str | None = None,
     price_per_hour: float | None = None,
     device: str | None = None,
@@ -80,7 +79,7 @@ def make_plan(
     """The plan of what `fm.creation.prepare` has checked."""
     task = PlanTask(
         request=prepared.request, model=prepared.model, train_data=prepared.train_data,
-        method=method or cast(PlannedMethod, prepared.request.method), sharding=layout_of(sharding), device=device,
+        method=prepared.request.method, sharding=layout_of(sharding), device=device,
         device_memory=device_memory, price_per_hour=price_per_hour,
     )
     return cast(Plan, load("parts", "make_plan")(task))
@@ -125,7 +124,7 @@ def least_bytes(request: TrainRequest, parameters: int) -> float:
     """Less than this no training of so many parameters takes, whatever its data."""
     if request.method == "full":
         return parameters * (16.0 if request.optimizer == "adamw" else 8.0)
-    return parameters * 0.5 if request.method != "lora" else parameters * 2.0
+    return parameters * (0.5 if request.method == "qlora" else 2.0)
 
 
 def parameters_of(model: ModelRef) -> int | None:

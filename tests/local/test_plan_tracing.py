@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
 
 from fm.request import LoraConfig
+from fm_local.models.tokenizer import load_tokenizer
 from fm_local.plan.tracing import Step, trace
 from fm_local.trainer.batching import MicroBatch
 from fm_local.trainer.loss import TokenLoss
@@ -42,8 +43,9 @@ def counted(config: Any, step: Step, folder: Path) -> int:
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     method = {"method": "lora", "lora": step.lora.model_dump()} if step.lora else {"method": "full"}
     job, _ = models.make_job(folder / "runs", rows=models.examples(2), base=folder, **method)
+    words = load_tokenizer(folder / "runs" / "tokenizer")
     precision = "bf16" if step.autocast else "fp32"
-    model = prepare_model(job, models.VOCABULARY, precision=precision, device=torch.device("cpu")).language_model
+    model = prepare_model(job, words, precision=precision, device=torch.device("cpu")).language_model
     if step.eager:
         model.set_attn_implementation("eager")
     if step.checkpointing:

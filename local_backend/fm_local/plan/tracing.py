@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fm.errors import Unsupported
 from fm_local.plan.watching import LiveBytes, Operations, count_saved
+from fm_local.trainer.adapters import add_adapter
 from fm_local.trainer.batching import MicroBatch
 from fm_local.trainer.loss import TokenLoss
 
@@ -153,7 +154,8 @@ def _trace_at(config: Any, step: Step) -> Traced:
     if step.eager:
         model.set_attn_implementation("eager")
     if step.lora is not None:
-        _add_adapter(model, step.lora)
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers are none of a plan's business
+            add_adapter(model, step.lora, token_ids=[], seed=0)
     model.train()
     with FakeTensorMode(), _one_document_a_row():
         _make_fake(model, step.trained_dtype if step.lora else step.dtype)
@@ -269,19 +271,6 @@ def _active(model: nn.Module, head: nn.Module | None, config: Any) -> float:
 
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's linear layer
-
-
-def _add_adapter(model: Any, lora: Any) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    names = lora.target_modules
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, task_type="CAUSAL_LM",
-        target_modules=names if isinstance(names, str) else list(names),
-    )
-    for module in get_peft_model(model, config).modules():
-        if hasattr(module, "cast_input_dtype_enabled"):
-            module.cast_input_dtype_enabled = False  # as in the trainer
 
 
 def _make_fake(model: nn.Module, trained_dtype: torch.dtype) -> None:

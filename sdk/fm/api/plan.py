@@ -9,8 +9,6 @@ from fm.api.create import create
 from fm.context import current
 from fm.plans import Plan
 
-OWN = ("price_per_hour", "device", "device_memory")
-
 
 def plan(
     *args: Any,
@@ -41,11 +39,8 @@ def plan(
     bound = inspect.signature(create).bind(*args, **parameters)
     bound.apply_defaults()
     given = dict(bound.arguments)
-    method, sharding = given["method"], given["sharding"]
-    if method == "qlora":
-        given["method"] = "lora"  # the same adapter, on weights of another format
-    given["sharding"] = None
+    sharding, given["sharding"] = given["sharding"], None
     return make_plan(
-        prepare(given, current(given["backend"]), plan_only=True), method=method, sharding=sharding,
+        prepare(given, current(given["backend"]), plan_only=True), sharding=sharding,
         price_per_hour=price_per_hour, device=device, device_memory=parse_bytes(device_memory),
     )
