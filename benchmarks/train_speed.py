@@ -1,0 +1,119 @@
+"""How fast ftctl trains, beside TRL, Hugging Face's trainer and a bare loop: same data, weights, precision, examples.
+
+    make peers                                      # TRL and what it needs, in .venv-peers
+    python benchmarks/train_speed.py --pairs 5      # the comparison
+    python benchmarks/train_speed.py --search       # TRL's best options anew, and the bare loop's best shape
+    python benchmarks/train_speed.py --device cuda --size 8b --search && … --device cuda --size 8b
+
+Each contender trains one epoch in a process of its own, by turns, so that a machine whose speed drifts is as fast for
+the one as for the other; each turn has a seed of its own. Counted are real tokens (no padding) per second from the end
+of the second step to the end of the last, and the most memory up to there. The trained weights are then judged on
+held-out rows by one program that knows none of the trainers. A ratio is the median of the ratios of the turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "examples")]
+
+from training import report  # noqa: E402
+from training.clock import Result  # noqa: E402
+from training.lab import PEERS, Contender, Lab  # noqa: E402
+from training.search import best, hf_grouped, search_bare, search_trl, trl_defaults  # noqa: E402
+from training.task import DATA, SIZES  # noqa: E402
+
+RESULTS = HERE / "results"
+METHODS = ("lora", "full")
+
+
+def contenders(found: dict[str, Any], method: str, data: str) -> dict[str, Contender]:
+    """All that are compared; `found` is what the search wrote for this device and size."""
+    trials = found[f"{method} {data}"]
+    return {
+        "ours": Contender("ours", {}),
+        "trl-defaults": Contender("trl", trl_defaults()),
+        "trl-best": Contender("trl", best(trials["trl"])),
+        "hf-grouped": Contender("hf", hf_grouped()),
+        "ceiling": Contender("bare", best(trials["bare"])),
+    }
+
+
+def search(lab: Lab, cells: list[tuple[str, str]], path: Path) -> None:
+    """Searches each cell, and writes each trial to `path` as it ends, in place of the same cell's older ones."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    for method, data in cells:
+        trials = found[f"{method} {data}"] = {"trl": [], "bare": []}
+        for who, searching in (("bare", search_bare), ("trl", search_trl)):
+            for trial in searching(lab, method, data):
+                trials[who].append(trial)
+                path.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def compare(lab: Lab, found: dict[str, Any], cells: list[tuple[str, str]], pairs: int) -> dict[str, Any]:
+    """By cell and contender: the results of all turns, and held-out losses."""
+    compared: dict[str, Any] = {f"{method} {data}": {} for method, data in cells}
+    for turn in range(pairs):
+        for method, data in cells:
+            results: dict[str, Result] = {}
+            in_turn = list(contenders(found, method, data).items())
+            for name, contender in in_turn if turn % 2 == 0 else in_turn[::-1]:
+                results[name] = lab.run(contender, method, data, seed=turn + 1)
+                print(f"{turn + 1}/{pairs} {method} {data} {name}: {results[name].tokens_per_second(lab.clock):,.0f}", flush=True)
+            losses = lab.judge({name: result.weights for name, result in results.items() if result.weights}, data)
+            for name, result in results.items():
+                entry = compared[f"{method} {data}"].setdefault(name, [])
+                entry.append(report.turn_of(result, losses.get(name), lab.clock))
+    return compared
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=5, help="turns, in each of which every contender trains once")
+    parser.add_argument("--search", action="store_true", help="search TRL's best options instead of comparing")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--size", choices=tuple(SIZES), default="cpu")
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=("lora", "full", "qlora"))
+    parser.add_argument("--data", nargs="+", default=DATA, choices=DATA)
+    parser.add_argument(
+        "--clock", choices=("at", "cpu"), default="at",
+        help="count wall-clock seconds, or the processor's: for a busy machine, with OMP_NUM_THREADS=1",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
+    options = parser.parse_args()
+    if not PEERS.exists():
+        parser.error(f"{PEERS} is missing; run: make peers")
+    place = f"{options.device}-{options.size}".replace("cpu-cpu", "cpu")
+    found_path = RESULTS / f"train_search_{place}.json"
+    if not options.search and not found_path.exists():
+        parser.error(f"{found_path} is missing; run this with --search first")
+    cells = [(method, data) for method in options.methods for data in options.data]
+    RESULTS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        lab = Lab(Path(folder) / "lab", options.size, options.device, options.clock, tuple(options.data))
+        if options.search:
+            search(lab, cells, found_path)
+            return
+        compared = compare(lab, json.loads(found_path.read_text()), cells, options.pairs)
+        figures = {
+            "measured": datetime.now(UTC).date().isoformat(), "machine": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(), "device": options.device, "size": options.size, "clock": options.clock, "pairs": options.pairs,
+            "cells": {cell: report.summary(turns, lab.size, options.device, cell) for cell, turns in compared.items()},
+        }  # fmt: skip
+    out = options.out or RESULTS / f"train_speed_{place}.json"
+    out.write_text(json.dumps(figures, indent=1) + "\n")
+    print(report.table(figures))
+    report.plot(compared, HERE.parent / "docs" / f"loss-curves-{place}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Prepares the task once in a folder, and runs one contender at a time on it, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from training import ours
+from training.clock import Result
+from training.task import BATCH, SIZES, make_model, make_tokenizer, write_rows
+
+BENCHMARKS = Path(__file__).resolve().parents[1]
+EXAMPLES = BENCHMARKS.parent / "examples"
+PEERS = BENCHMARKS.parent / ".venv-peers" / "bin" / "python"
+WORKERS = {"ours": "training.ours", "trl": "training.peers", "hf": "training.peers", "bare": "training.bare"}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Who trains, and with which options beyond those that are the same for all."""
+
+    worker: str
+    options: dict[str, Any]
+
+
+class Failed(Exception):
+    """A worker ended with an error; holds the end of what it printed."""
+
+
+class Lab:
+    """A folder with a model and data, made ready for every contender."""
+
+    def __init__(self, folder: Path, size: str, device: str, clock: str, data: tuple[str, ...]) -> None:
+        self.folder, self.device, self.clock, self.size = folder, device, clock, SIZES[size]
+        self.model = folder / "model"
+        self._numbers = count(1)
+        self.model.mkdir(parents=True)
+        make_model(self.model, self.size)
+        make_tokenizer(self.model, self.size)
+        self.tasks: dict[str, dict[str, Any]] = {}
+        for kind in data:
+            place = folder / kind
+            place.mkdir()
+            write_rows(kind, place, self.size)
+            made = ours.prepare(place / "root", self.model, place / "train.jsonl")
+            self.tasks[kind] = made | {
+                "data": str(place / "train.jsonl"), "root": str(place / "root"), "held_out": str(place / "heldout.jsonl"),
+                "tokens": made["prepared"]["counts"]["tokens"], "rows": made["prepared"]["counts"]["examples"],
+            }  # fmt: skip
+
+    def run(self, contender: Contender, method: str, data: str, *, seed: int, limit_s: float = 1800) -> Result:
+        """One epoch of `contender` in a new process.
+
+        Raises:
+            Failed: it ended with an error.
+        """
+        number, task = next(self._numbers), self.tasks[data]
+        options = dict(contender.options)
+        if contender.worker == "bare":
+            options.setdefault("steps", max(4, task["rows"] // BATCH // 2))
+        elif contender.worker != "ours":
+            options["trainer"] = contender.worker
+        spec = {
+            "method": method, "seed": seed, "device": self.device, "model": str(self.model), "attempt": number,
+            "tokens_per_step": BATCH * task["tokens"] / task["rows"], "options": options,
+            "started": time.time(), **task,
+        }  # fmt: skip
+        path = self.folder / f"{number}.json"
+        self._python(WORKERS[contender.worker], str(path), json.dumps(spec), limit_s=limit_s)
+        return Result.read(path)
+
+    def judge(self, weights: dict[str, str], data: str) -> dict[str, float]:
+        """Held-out loss by contender."""
+        spec = {
+            "model": str(self.model), "data": self.tasks[data]["held_out"], "weights": weights, "device": self.device
+        }  # fmt: skip
+        return dict(json.loads(self._python("training.judge", json.dumps(spec), limit_s=1800).splitlines()[-1]))
+
+    def _python(self, module: str, *arguments: str, limit_s: float) -> str:
+        python = str(PEERS) if module == "training.peers" else sys.executable
+        path = os.pathsep.join([str(BENCHMARKS), str(EXAMPLES), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
+        if self.device == "cpu":
+            environment["CUDA_VISIBLE_DEVICES"] = ""
+        done = subprocess.run(
+            [python, "-W", "ignore", "-m", module, *arguments],
+            env=environment, capture_output=True, text=True, timeout=limit_s,
+        )  # fmt: skip
+        if done.returncode:
+            raise Failed((done.stdout + done.stderr)[-1500:])
+        return done.stdout

@@ -1,0 +1,97 @@
+"""From turns to figures: medians and spreads, ratios by turn, model-FLOPs utilisation, a table, a plot."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from training.clock import Result, spread
+from training.task import Size
+
+PEAK_FLOPS = 989e12
+"""Dense bf16 of an H100 or H200 SXM, by NVIDIA's data sheet; utilisation is not reported for a CPU."""
+Turn = dict[str, Any]
+
+
+def turn_of(result: Result, loss: float | None, clock: str) -> Turn:
+    """The figures of one turn of one contender."""
+    return {
+        "tokens_per_second": result.tokens_per_second(clock),
+        "peak_mb": result.peak_bytes / 1e6,
+        "first_step_s": result.first_step_s,
+        "held_out_loss": loss,
+        "curve": [(round(step.examples, 1), round(step.loss, 4)) for step in result.steps],
+    }
+
+
+def summary(turns: dict[str, list[Turn]], size: Size, device: str, cell: str) -> dict[str, Any]:
+    """By contender: median and spread of each figure, and ours over it, turn by turn."""
+    figures: dict[str, Any] = {}
+    for name, entries in turns.items():
+        entry: dict[str, Any] = {}
+        for key in ("tokens_per_second", "peak_mb", "first_step_s", "held_out_loss"):
+            if entries[0][key] is not None:
+                entry[key] = {what: round(value, 4) for what, value in spread([turn[key] for turn in entries]).items()}
+        if name != "ours":
+            pairs = list(zip(turns["ours"], entries, strict=True))
+            entry["ours_over_it"] = spread([o["tokens_per_second"] / t["tokens_per_second"] for o, t in pairs])
+            if entries[0]["held_out_loss"] is not None:
+                entry["our_loss_minus_its"] = spread([o["held_out_loss"] - t["held_out_loss"] for o, t in pairs])
+        if device == "cuda":
+            rate = statistics.median(turn["tokens_per_second"] for turn in entries)
+            entry["model_flops_utilisation"] = rate * flops_per_token(size, cell.split()[0]) / PEAK_FLOPS
+        figures[name] = entry
+    return figures
+
+
+def flops_per_token(size: Size, method: str) -> float:
+    """Floating-point operations of forward and backward, 2 for each parameter of a matrix product and token in each
+    (PaLM, appendix B), without attention's own. Frozen weights need no gradient: 4 rather than 6 for adapters."""
+    kv = size.width * size.kv_heads // size.heads
+    layer = 2 * size.width * size.width + 2 * size.width * kv + 3 * size.width * size.inner
+    matrices = size.layers * layer + size.width * size.vocabulary
+    return (6.0 if method == "full" else 4.0) * matrices
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The comparison in Markdown."""
+    lines = [
+        "| method, data | contender | real tokens/s | ours over it | peak MB | first step s | held-out loss |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for cell, entries in figures["cells"].items():
+        for name, entry in entries.items():
+            rate, ratio = (_ranged(entry.get(key), form) for key, form in (("tokens_per_second", ",.0f"), ("ours_over_it", ".2f")))
+            loss = _ranged(entry.get("held_out_loss"), ".3f")
+            peak, first = entry["peak_mb"]["median"], entry["first_step_s"]["median"]
+            lines.append(f"| {cell} | {name} | {rate} | {ratio} | {peak:,.0f} | {first:.1f} | {loss} |")
+    return "\n".join(lines)
+
+
+def _ranged(values: dict[str, float] | None, form: str) -> str:
+    if values is None:
+        return ""
+    return f"{values['median']:{form}} ({values['least']:{form}}–{values['greatest']:{form}})"
+
+
+def plot(compared: dict[str, dict[str, list[Turn]]], path: Path) -> None:
+    """Training loss by examples seen, a panel for each cell, the mean of the turns for each contender."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    columns = min(2, len(compared))
+    figure, axes = plt.subplots(-(-len(compared) // columns), columns, squeeze=False, figsize=(5 * columns, 4), sharey=True)
+    for axis, (cell, contenders) in zip(axes.flat, compared.items(), strict=False):
+        axis.set(title=cell, xlabel="examples", ylabel="loss (nats per token)")
+        for name, turns in contenders.items():
+            if name != "ceiling":
+                # Packed rows make steps of unequal examples, so each turn may have its own number of steps.
+                points = list(zip(*(turn["curve"] for turn in turns), strict=False))
+                seen = [statistics.mean(x for x, _ in point) for point in points]
+                axis.plot(seen, [statistics.mean(y for _, y in point) for point in points], label=name)
+        axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,88 @@
+"""The honest search: TRL's best options, and the shape in which a bare loop is fastest, by method and data.
+
+In stages, each from the best of the one before, because the full grid would take a day on two cores. Every trial is
+written down, failures too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from training.lab import Contender, Failed, Lab
+
+Trial = dict[str, Any]
+
+PLAIN: dict[str, Any] = {"gradient_checkpointing": False}
+_GROUPED = {"train_sampling_strategy": "group_by_length"}
+_BATCHES = ((16, 1), (8, 2), (4, 4))
+
+
+def trl_defaults() -> dict[str, Any]:
+    """TRL's own, at the common effective batch: 8 examples on the device are its default."""
+    return {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+
+
+def hf_grouped() -> dict[str, Any]:
+    """Hugging Face's trainer with its defaults, bf16 and batches by length."""
+    return {"per_device_train_batch_size": 16, **_GROUPED}
+
+
+def _stages(device: str, method: str) -> list[list[dict[str, Any]]]:
+    """Changes to try, stage by stage; the first stage holds whole configurations."""
+    attentions = ["sdpa", "eager"] if device == "cpu" else ["sdpa", "flash_attention_2", "flex_attention"]
+    first = [
+        PLAIN | {"per_device_train_batch_size": rows, "gradient_accumulation_steps": pieces, "attention": attention} | by
+        for rows, pieces in _BATCHES
+        for attention in attentions
+        for by in ({}, _GROUPED)
+    ]
+    arranging: list[dict[str, Any]] = [{"padding_free": True}]
+    for strategy in ("bfd", "wrapped"):
+        for length in (512, 1024):
+            # As many examples in a step as the others have, nearly: about 12 or 6 fit into a row.
+            rows = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": max(1, 1024 // length)}
+            arranging.append({"packing": True, "packing_strategy": strategy, "max_length": length, **rows})
+    numbers: list[dict[str, Any]] = [{"bf16": False}, {"dataloader_num_workers": 2}, {"gradient_checkpointing": True}]
+    if method == "lora":
+        # Loaded in bf16, as ftctl keeps what is frozen. For full training it would be another precision: no fp32 weights.
+        numbers.append({"dtype": "bfloat16"})
+    compiled: list[dict[str, Any]] = [{"torch_compile": True}] if device == "cuda" else []
+    return [first, arranging, numbers + compiled]
+
+
+def search_trl(lab: Lab, method: str, data: str) -> Iterator[Trial]:
+    """Trial after trial of TRL's options."""
+    trials: list[Trial] = []
+    base: dict[str, Any] = {}
+    for stage in _stages(lab.device, method):
+        for change in stage:
+            trials.append(_try(lab, Contender("trl", base | change), method, data))
+            yield trials[-1]
+        base = best(trials)
+
+
+def search_bare(lab: Lab, method: str, data: str) -> Iterator[Trial]:
+    """The same for the bare loop: rows and length of its micro-batches, and the attention."""
+    cpu = lab.device == "cpu"
+    shapes = [(32, 32), (16, 64), (8, 128)] if cpu else [(64, 256), (16, 1024), (8, 2048), (4, 2048)]
+    for rows, length in shapes:
+        for attention in ("eager", "sdpa") if cpu else ("sdpa",):
+            yield _try(lab, Contender("bare", {"rows": rows, "length": length, "attention": attention}), method, data)
+
+
+def best(trials: list[Trial]) -> dict[str, Any]:
+    """The options of the quickest trial."""
+    return dict(max(trials, key=lambda trial: float(trial["tokens_per_second"]))["options"])
+
+
+def _try(lab: Lab, contender: Contender, method: str, data: str) -> Trial:
+    trial: Trial = {"options": contender.options, "tokens_per_second": 0.0}
+    try:
+        result = lab.run(contender, method, data, seed=1)
+    except Failed as error:
+        trial["failed"] = str(error).strip().splitlines()[-1][:200]
+    else:
+        trial |= {"tokens_per_second": round(result.tokens_per_second(lab.clock), 1), "peak_mb": round(result.peak_bytes / 1e6)}
+    print(f"  {method} {data} {contender.worker} {trial}", flush=True)
+    return trial
