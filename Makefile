@@ -3,6 +3,7 @@
 VENV  ?= .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PEERS := .venv-peers
 
 # The first Python that is new enough. A name that is only a shim fails when it is called, and is passed over.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -12,13 +13,14 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 # On a busy machine, threads that spin while they wait make a training several times as long.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help venv demo test lint bench prove mutants clean
+.PHONY: help venv demo test lint bench peers prove mutants clean
 
 help:
 	@echo 'make demo    install, then train, tune and try a tiny model on this machine (some minutes)'
 	@echo 'make test    install, then run every check and test'
 	@echo 'make lint    ruff and mypy --strict'
-	@echo 'make bench   measure how long imports, lists and creates take'
+	@echo 'make bench   measure imports, lists, creates, data preparation and, beside other trainers, training'
+	@echo 'make peers   install those other trainers (TRL) into .venv-peers, for make bench alone'
 	@echo 'make prove   the long proofs: kills by the dozen, gigabytes of data; writes benchmarks/proof.json'
 	@echo 'make mutants   plant known faults one by one, and show that a test fails for each'
 	@echo 'make venv    install only      make clean    remove .venv, .demo and caches'
@@ -45,7 +47,15 @@ test: lint
 	$(BIN)/pytest tests/unit tests/contract -n auto --maxprocesses 4 --dist loadscope
 	$(BIN)/pytest tests --ignore tests/unit --ignore tests/contract
 
-bench: $(STAMP)
+# In an environment of their own: what they need must never decide what ftctl runs with.
+peers: $(PEERS)/.installed
+
+$(PEERS)/.installed: $(STAMP) benchmarks/peers/requirements.txt constraints.txt
+	@test -x $(PEERS)/bin/python || $(BIN)/python -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r benchmarks/peers/requirements.txt
+	@touch $@
+
+bench: $(STAMP) $(PEERS)/.installed
 	$(BIN)/python benchmarks/bench.py
 
 prove: $(STAMP)
@@ -55,4 +65,4 @@ mutants: $(STAMP)
 	$(BIN)/python tests/mutants/run.py
 
 clean:
-	rm -rf $(VENV) .demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("overhead", "prepare_throughput")
+NAMES = ("overhead", "prepare_throughput", "train_speed")
 
 
 def main() -> int:

@@ -68,7 +68,8 @@ def compare(lab: Lab, found: dict[str, Any], cells: list[tuple[str, str]], pairs
             in_turn = list(contenders(found, method, data).items())
             for name, contender in in_turn if turn % 2 == 0 else in_turn[::-1]:
                 results[name] = lab.run(contender, method, data, seed=turn + 1)
-                print(f"{turn + 1}/{pairs} {method} {data} {name}: {results[name].tokens_per_second(lab.clock):,.0f}", flush=True)
+                rate = results[name].tokens_per_second(lab.clock)
+                print(f"{turn + 1}/{pairs} {method} {data} {name}: {rate:,.0f} tokens/s", flush=True)
             losses = lab.judge({name: result.weights for name, result in results.items() if result.weights}, data)
             for name, result in results.items():
                 entry = compared[f"{method} {data}"].setdefault(name, [])
@@ -94,19 +95,22 @@ def main() -> None:
         parser.error(f"{PEERS} is missing; run: make peers")
     place = f"{options.device}-{options.size}".replace("cpu-cpu", "cpu")
     found_path = RESULTS / f"train_search_{place}.json"
-    if not options.search and not found_path.exists():
-        parser.error(f"{found_path} is missing; run this with --search first")
     cells = [(method, data) for method in options.methods for data in options.data]
+    found = json.loads(found_path.read_text()) if found_path.exists() else {}
+    unsearched = [f"{method} {data}" for method, data in cells if f"{method} {data}" not in found]
+    if unsearched and not options.search:
+        parser.error(f"{found_path.name} has no trials of {', '.join(unsearched)}; run this with --search first")
     RESULTS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder) / "lab", options.size, options.device, options.clock, tuple(options.data))
         if options.search:
             search(lab, cells, found_path)
             return
-        compared = compare(lab, json.loads(found_path.read_text()), cells, options.pairs)
+        compared = compare(lab, found, cells, options.pairs)
         figures = {
             "measured": datetime.now(UTC).date().isoformat(), "machine": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(), "device": options.device, "size": options.size, "clock": options.clock, "pairs": options.pairs,
+            "cores": os.cpu_count(), "device": options.device, "size": options.size, "clock": options.clock,
+            "pairs": options.pairs,
             "cells": {cell: report.summary(turns, lab.size, options.device, cell) for cell, turns in compared.items()},
         }  # fmt: skip
     out = options.out or RESULTS / f"train_speed_{place}.json"

@@ -54,8 +54,10 @@ def main(spec: dict[str, Any]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     rows = [tokenize_row(tokenizer, json.loads(line)) for line in Path(spec["data"]).read_text().splitlines()]
     rows = [(ids, prompt) for ids, prompt in rows if len(ids) > prompt]
-    weights = {name: loss_of(load(base, Path(folder), spec["device"]), rows) for name, folder in spec["weights"].items()}
-    print(json.dumps(weights))
+    losses = {}
+    for name, folder in spec["weights"].items():
+        losses[name] = loss_of(load(base, Path(folder), spec["device"]), rows)
+    print(json.dumps(losses))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ class Lab:
             write_rows(kind, place, self.size)
             made = ours.prepare(place / "root", self.model, place / "train.jsonl")
             self.tasks[kind] = made | {
-                "data": str(place / "train.jsonl"), "root": str(place / "root"), "held_out": str(place / "heldout.jsonl"),
+                "data": str(place / "train.jsonl"), "root": str(place / "root"),
+                "held_out": str(place / "heldout.jsonl"),
                 "tokens": made["prepared"]["counts"]["tokens"], "rows": made["prepared"]["counts"]["examples"],
             }  # fmt: skip
 

@@ -62,7 +62,8 @@ def table(figures: dict[str, Any]) -> str:
     ]
     for cell, entries in figures["cells"].items():
         for name, entry in entries.items():
-            rate, ratio = (_ranged(entry.get(key), form) for key, form in (("tokens_per_second", ",.0f"), ("ours_over_it", ".2f")))
+            rate = _ranged(entry["tokens_per_second"], ",.0f")
+            ratio = _ranged(entry.get("ours_over_it"), ".2f")
             loss = _ranged(entry.get("held_out_loss"), ".3f")
             peak, first = entry["peak_mb"]["median"], entry["first_step_s"]["median"]
             lines.append(f"| {cell} | {name} | {rate} | {ratio} | {peak:,.0f} | {first:.1f} | {loss} |")
@@ -72,7 +73,7 @@ def table(figures: dict[str, Any]) -> str:
 def _ranged(values: dict[str, float] | None, form: str) -> str:
     if values is None:
         return ""
-    return f"{values['median']:{form}} ({values['least']:{form}}–{values['greatest']:{form}})"
+    return f"{values['median']:{form}} ({values['least']:{form}} to {values['greatest']:{form}})"
 
 
 def plot(compared: dict[str, dict[str, list[Turn]]], path: Path) -> None:
@@ -83,7 +84,8 @@ def plot(compared: dict[str, dict[str, list[Turn]]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     columns = min(2, len(compared))
-    figure, axes = plt.subplots(-(-len(compared) // columns), columns, squeeze=False, figsize=(5 * columns, 4), sharey=True)
+    lines = -(-len(compared) // columns)
+    figure, axes = plt.subplots(lines, columns, squeeze=False, figsize=(5 * columns, 4 * lines), sharey=True)
     for axis, (cell, contenders) in zip(axes.flat, compared.items(), strict=False):
         axis.set(title=cell, xlabel="examples", ylabel="loss (nats per token)")
         for name, turns in contenders.items():

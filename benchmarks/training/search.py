@@ -32,8 +32,8 @@ def _stages(device: str, method: str) -> list[list[dict[str, Any]]]:
     """Changes to try, stage by stage; the first stage holds whole configurations."""
     attentions = ["sdpa", "eager"] if device == "cpu" else ["sdpa", "flash_attention_2", "flex_attention"]
     first = [
-        PLAIN | {"per_device_train_batch_size": rows, "gradient_accumulation_steps": pieces, "attention": attention} | by
-        for rows, pieces in _BATCHES
+        PLAIN | by | {"per_device_train_batch_size": rows, "gradient_accumulation_steps": count, "attention": attention}
+        for rows, count in _BATCHES
         for attention in attentions
         for by in ({}, _GROUPED)
     ]
@@ -45,7 +45,7 @@ def _stages(device: str, method: str) -> list[list[dict[str, Any]]]:
             arranging.append({"packing": True, "packing_strategy": strategy, "max_length": length, **rows})
     numbers: list[dict[str, Any]] = [{"bf16": False}, {"dataloader_num_workers": 2}, {"gradient_checkpointing": True}]
     if method == "lora":
-        # Loaded in bf16, as ftctl keeps what is frozen. For full training it would be another precision: no fp32 weights.
+        # Loaded in bf16, as ftctl keeps what is frozen. Full training would then have no fp32 weights.
         numbers.append({"dtype": "bfloat16"})
     compiled: list[dict[str, Any]] = [{"torch_compile": True}] if device == "cuda" else []
     return [first, arranging, numbers + compiled]
@@ -65,10 +65,11 @@ def search_trl(lab: Lab, method: str, data: str) -> Iterator[Trial]:
 def search_bare(lab: Lab, method: str, data: str) -> Iterator[Trial]:
     """The same for the bare loop: rows and length of its micro-batches, and the attention."""
     cpu = lab.device == "cpu"
-    shapes = [(32, 32), (16, 64), (8, 128)] if cpu else [(64, 256), (16, 1024), (8, 2048), (4, 2048)]
+    shapes = ((32, 32), (16, 64), (8, 128)) if cpu else ((64, 256), (16, 1024), (8, 2048), (4, 2048))
     for rows, length in shapes:
         for attention in ("eager", "sdpa") if cpu else ("sdpa",):
-            yield _try(lab, Contender("bare", {"rows": rows, "length": length, "attention": attention}), method, data)
+            options = {"rows": rows, "length": length, "attention": attention}
+            yield _try(lab, Contender("bare", options), method, data)
 
 
 def best(trials: list[Trial]) -> dict[str, Any]:
@@ -83,6 +84,7 @@ def _try(lab: Lab, contender: Contender, method: str, data: str) -> Trial:
     except Failed as error:
         trial["failed"] = str(error).strip().splitlines()[-1][:200]
     else:
-        trial |= {"tokens_per_second": round(result.tokens_per_second(lab.clock), 1), "peak_mb": round(result.peak_bytes / 1e6)}
+        trial["tokens_per_second"] = round(result.tokens_per_second(lab.clock), 1)
+        trial["peak_mb"] = round(result.peak_bytes / 1e6)
     print(f"  {method} {data} {contender.worker} {trial}", flush=True)
     return trial

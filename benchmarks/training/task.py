@@ -100,7 +100,7 @@ def make_tokenizer(folder: Path, size: Size) -> None:
 def make_model(folder: Path, size: Size) -> None:
     """A Llama of random weights, the same each time, saved in `folder`.
 
-    Small ones are saved in fp32, so that every trainer keeps fp32 master weights; those for a GPU in bf16, as published.
+    Small ones are saved in fp32, so that every trainer keeps fp32 master weights; large ones in bf16, as published.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

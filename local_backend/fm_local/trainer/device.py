@@ -66,14 +66,15 @@ def make_deterministic(device: torch.device) -> None:
 
 
 def micro_batch_tokens(device: torch.device) -> int:
-    """Padded tokens that are computed at once; with long examples a single one may exceed it. On CPU small pieces stay
-    in its caches: 1,600 tokens at once made 0.7 times the speed of 800."""
+    """Padded tokens that are computed at once; with long examples a single one may exceed it. On a CPU 1,024 and 2,048
+    are equally fast (`docs/performance.md`), so there it bounds memory."""
     return 16384 if device.type == "cuda" else 2048
 
 
 def prefers_plain_attention(device: torch.device, precision: str, mean_length: float) -> bool:
     """Whether attention is quicker written out as matrix products. On a CPU torch's fused kernel computes bf16 without
-    the hardware's bf16 products: measured 0.73 times the whole step's speed at 100 tokens, the same at 400."""
+    the hardware's bf16 products: 0.77 to 0.85 times the whole step's speed at 32 to 128 tokens, 0.94 times on skewed
+    lengths of 98 on average (`docs/performance.md`). Written out it needs memory for the square of the length."""
     return device.type == "cpu" and precision == "bf16" and mean_length <= 256
 
 
