@@ -73,8 +73,8 @@ def micro_batch_tokens(device: torch.device) -> int:
 
 def prefers_plain_attention(device: torch.device, precision: str, mean_length: float) -> bool:
     """Whether attention is quicker written out as matrix products. On a CPU torch's fused kernel computes bf16 without
-    the hardware's bf16 products: 0.77 to 0.85 times the whole step's speed at 32 to 128 tokens, 0.94 times on skewed
-    lengths of 98 on average (`docs/performance.md`). Written out it needs memory for the square of the length."""
+    the hardware's bf16 products: 0.77 to 0.85 times the whole step's speed at 32 to 128 tokens, 0.90 to 0.94 times on
+    skewed lengths of 98 on average (`docs/performance.md`). Written out it needs memory for the length squared."""
     return device.type == "cpu" and precision == "bf16" and mean_length <= 256
 
 
