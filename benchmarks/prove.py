@@ -26,9 +26,9 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "examples")]
 
-from support.budgets import is_kept, run_with_budget  # noqa: E402
-from support.kills import KINDS, Victim, trials  # noqa: E402
-from support.local import local_backend  # noqa: E402
+from support.budgets import is_kept, run_with_budget
+from support.kills import KINDS, Victim, trials
+from support.local import local_backend
 
 PROOF = HERE / "proof.json"
 

@@ -26,11 +26,11 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "examples")]
 
-from training import report  # noqa: E402
-from training.clock import Result  # noqa: E402
-from training.lab import PEERS, Contender, Lab  # noqa: E402
-from training.search import best, hf_grouped, search_bare, search_trl, trl_defaults  # noqa: E402
-from training.task import DATA, SIZES  # noqa: E402
+from training import report
+from training.clock import Result
+from training.lab import PEERS, Contender, Lab
+from training.search import best, hf_grouped, search_bare, search_trl, trl_defaults
+from training.task import DATA, SIZES
 
 RESULTS = HERE / "results"
 METHODS = ("lora", "full")

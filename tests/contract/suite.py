@@ -20,17 +20,10 @@ from fm.backends.base import Backend, RunFilter
 from fm.errors import Conflict, DataError, NotFound, RequestError, RunFailed, RunStopped, WaitTimeout
 from fm.lifecycle import EventType, Fault, Status
 from fm.types import Principal
+from support.data import many_pairs
 
 MODEL = "fm/nano-llama"
 PATIENCE = 120.0
-
-
-def pairs(folder: Path, rows: int = 48) -> Path:
-    """Instruction pairs that differ by row."""
-    path = folder / "pairs.jsonl"
-    lines = [{"prompt": f"what is {n} plus {n}?\n", "response": f"it is {2 * n}"} for n in range(rows)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
 
 
 def until(condition: Callable[[], bool], *, backend: Backend, what: str) -> None:
@@ -50,7 +43,7 @@ class Contract:
     @pytest.fixture(scope="class")
     @classmethod
     def data(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        return pairs(tmp_path_factory.mktemp("data"))
+        return many_pairs(tmp_path_factory.mktemp("data") / "pairs.jsonl", 48)
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -409,7 +402,7 @@ class RequestContract(Contract):
     def test_a_malformed_line_is_named(
         self, make: Callable[..., fm.Run], backend: Backend, tmp_path: Path
     ) -> None:
-        data = pairs(tmp_path, rows=5000)
+        data = many_pairs(tmp_path / "pairs.jsonl", 5000)
         lines = data.read_text().splitlines()
         lines[4211] = '{"prompt": "cut of'
         data.write_text("\n".join(lines))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from fm.backends.stored import StoreBackend
 from support.budgets import is_kept, run_with_budget
+from support.data import many_pairs
 from support.local import local_backend
 
 
@@ -23,9 +23,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StoreBackend]:
 def test_a_model_is_registered_when_the_budget_falls_also_after_a_kill(
     seconds: int, kill_after: float | None, backend: StoreBackend, tmp_path: Path
 ) -> None:
-    data = tmp_path / "pairs.jsonl"
-    rows = [{"prompt": f"what is {n} plus {n}?\n", "response": f"it is {2 * n}"} for n in range(256)]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = many_pairs(tmp_path / "pairs.jsonl", 256)
     outcome = run_with_budget(
         backend,
         backend.storage.root,

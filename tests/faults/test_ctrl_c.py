@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,13 +13,13 @@ import pytest
 
 from fm.backends.base import RunFilter
 from fm.lifecycle import EventType, Status
+from support.data import many_pairs
 from support.local import local_backend
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.05, 0.1, 0.2, 0.4, 0.8])
 def test_ctrl_c_leaves_a_whole_run_or_none(seconds: float, tmp_path: Path) -> None:
-    data = tmp_path / "pairs.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"what is {n}?", "response": f"{n}"}) + "\n" for n in range(20_000)))
+    data = many_pairs(tmp_path / "pairs.jsonl", 20_000)
     home = tmp_path / "fm"
     options = ["--task-type", "INSTRUCTION_FINETUNE", "--method", "full", "--follow"]
     command = ["create", "fm/nano-llama", str(data), *options]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+from support.data import many_pairs
 
 _GUARD = '''
 import os, sys
@@ -47,8 +48,7 @@ def test_a_local_run_from_create_to_load_stays_on_this_machine(tmp_path: Path) -
     guard = tmp_path / "guard"
     guard.mkdir()
     (guard / "sitecustomize.py").write_text(_GUARD)
-    data = tmp_path / "pairs.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"what is {n}?", "response": f"{n}"}) + "\n" for n in range(32)))
+    data = many_pairs(tmp_path / "pairs.jsonl", 32)
     log = tmp_path / "guard.log"
     environment = {**os.environ, "PYTHONPATH": str(guard), "GUARD_LOG": str(log), "FM_AGENT": "inline"}
     environment.pop("HF_HUB_OFFLINE")

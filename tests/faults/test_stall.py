@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import fm
 from fm.agent import signs
 from fm.lifecycle import EventType, Status
+from support.data import many_pairs
 from support.local import local_backend, processes_of
 
 
@@ -20,9 +20,7 @@ def test_a_stopped_trainer_is_ended_and_the_run_goes_on_from_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(signs, "_SHORTEST_STALL", timedelta(seconds=8))
-    data = tmp_path / "pairs.jsonl"
-    rows = [{"prompt": f"what is {n} plus {n}?\n", "response": f"it is {2 * n}"} for n in range(64)]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = many_pairs(tmp_path / "pairs.jsonl", 64)
     with local_backend(tmp_path, FM_AGENT="inline") as backend, fm.backend(backend):
         run = fm.create(
             model="fm/nano-llama",

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import psutil
 
 import fm
 from fm.lifecycle import Status
+from support.data import many_pairs
 from support.local import local_backend
 from support.stores import fresh_database, postgres_server
 
 
 def test_a_run_in_postgresql_trains_registers_and_goes_on_after_its_agent_was_killed(tmp_path: Path) -> None:
-    data = tmp_path / "pairs.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"what is {n}?", "response": f"{n}"}) + "\n" for n in range(32)))
+    data = many_pairs(tmp_path / "pairs.jsonl", 32)
     with (
         postgres_server(tmp_path / "postgres") as server,
         local_backend(tmp_path / "home", FM_STORE=fresh_database(server)) as backend,

@@ -31,3 +31,9 @@ def many_chats(path: Path, count: int) -> Path:
         for n in range(count)
     ]
     return write_jsonl(path, rows)
+
+
+def many_pairs(path: Path, count: int) -> Path:
+    """`count` different prompts and responses."""
+    rows = [{"prompt": f"what is {n} plus {n}?\n", "response": f"it is {2 * n}"} for n in range(count)]
+    return write_jsonl(path, rows)

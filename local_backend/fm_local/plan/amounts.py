@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fm.data import Chat, Example, Instruction, locate, read_examples
+from fm.data import Example, locate, read_examples
 from fm.duration import Unit
 from fm.plans import PlanTask
 from fm.request import TaskType, TrainRequest
@@ -46,7 +46,7 @@ def amounts_of(task: PlanTask, context_length: int) -> Amounts:
     request = task.request
     source = locate(task.train_data.path, field="train_data_path")
     examples = list(islice((example for _, _, example in read_examples(source, request.task_type)), _READ_ROWS))
-    characters = [max(1, _characters(example)) for example in examples]
+    characters = [max(1, example.characters) for example in examples]
     rows = _rows(task.train_data, sum(characters), len(examples))
     folder = _words(task.model)
     if folder is None:
@@ -118,16 +118,6 @@ def _words(model: ModelRef) -> Path | None:
     if model.kind == "preset" or not (model.path or (model.adapter_of and model.adapter_of.path)):
         return None
     return tokenizer_folder(model)
-
-
-def _characters(example: Example) -> int:
-    match example:
-        case Chat(messages, _):
-            return sum(len(message["content"]) for message in messages)
-        case Instruction(prompt, response):
-            return len(prompt) + len(response)
-        case _:
-            return len(example.text)
 
 
 def _describe(tokenised: int, read: int, rows: int) -> str:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 PIECE = 1 << 16
 """Characters from which on a document is cut for the tokenizer, between lines: it works on several pieces at once, and
 holds some 150 bytes for each token of a piece."""
+AT_ONCE = 16 * PIECE
+"""Characters of texts that the tokenizer is given at once."""
 
 Tokens = tuple[npt.NDArray[np.uint32], bytes]
 """Ids, and for each a byte that is 1 if it is trained."""
@@ -65,25 +67,34 @@ class Encoder:
         self._before = [] if task_type is TaskType.CHAT_COMPLETION else added_ids(tokenizer)[0]
 
     def encode(self, batch: list[Rendered]) -> list[Any]:
-        """The tokenizer's own encodings, one list for each example. Runs outside the interpreter's lock."""
+        """For each example the tokenizer's own encoding; of a text, its ids. Runs outside the interpreter's lock."""
         if self._is_text:
-            cuts = [_cut(item.text) for item in batch]
-            texts = [text for cut in cuts for text in cut]
-            encodings = iter(self._rust.encode_batch_fast(texts, add_special_tokens=False))
-            return [[next(encodings) for _ in cut] for cut in cuts]
+            return self._encode_texts([item.text for item in batch])
         encode = self._rust.encode_batch_fast if self._widths else self._rust.encode_batch
-        return [[one] for one in encode([item.text for item in batch], add_special_tokens=False)]
+        return list(encode([item.text for item in batch], add_special_tokens=False))
 
-    def finish(self, item: Rendered, encodings: list[Any]) -> Encoded:
+    def _encode_texts(self, texts: list[str]) -> list[array[int]]:
+        documents = [array("I", self._before) for _ in texts]
+        pieces = [(document, piece) for document, text in zip(documents, texts, strict=True) for piece in _cut(text)]
+        # What the tokenizer gives is some 40 times as large as its ids: only those of a few large pieces exist at once.
+        many = max(1, len(pieces) * AT_ONCE // max(AT_ONCE, sum(map(len, texts))))
+        for begin in range(0, len(pieces), many):
+            group = pieces[begin : begin + many]
+            encodings = self._rust.encode_batch_fast([piece for _, piece in group], add_special_tokens=False)
+            for (document, _), encoding in zip(group, encodings, strict=True):
+                document.extend(encoding.ids)
+        return documents
+
+    def finish(self, item: Rendered, encoded: Any) -> Encoded:
         """Tokens and mask of one example, framed, and cut to the context length."""
         if self._is_text:
-            return self._document(encodings)
+            return self._document(encoded)
         # Lists and bytes where arrays are not needed: for a short example, each operation of numpy's counts.
-        ids = encodings[0].ids
+        ids = encoded.ids
         spans = self._widths.bounds(item, np.frombuffer(array("I", ids), np.uint32)) if self._widths else None
         if spans is None:
             # Without offsets in hand, the text is encoded once more.
-            exact = self._rust.encode(item.text, add_special_tokens=False) if self._widths else encodings[0]
+            exact = self._rust.encode(item.text, add_special_tokens=False) if self._widths else encoded
             spans = bounds_by_offsets(item, exact)
         # Behind the last trained token there is nothing to learn.
         last = spans[-1][1]
@@ -104,10 +115,7 @@ class Encoder:
         rows = [(np.frombuffer(array("I", ids), np.uint32), bytes(mask))] if mask.count(1, 1) else []
         return Encoded(rows, truncated)
 
-    def _document(self, encodings: list[Any]) -> Encoded:
-        whole = array("I", self._before)
-        for encoding in encodings:
-            whole.extend(encoding.ids)
+    def _document(self, whole: array[int]) -> Encoded:
         whole.append(self._eos)
         ids = np.frombuffer(whole, np.uint32)
         # Equal parts, since a last one of a single token would have nothing to train.

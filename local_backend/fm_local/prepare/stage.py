@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fm.data import Chat, Example, Instruction, Source, locate, read_examples, verify
+from fm.data import Chat, Example, Source, locate, read_examples, verify
 from fm.errors import DataError, DataFault, RequestError
 from fm.files import read_manifest, seal
 from fm.job import Job
@@ -231,22 +231,12 @@ def _batches(
         places.append((file, line))
         look(example, (file, line))
         examples.append(example)
-        size += _size(example)
+        size += example.characters
         if size >= _BATCH_CHARACTERS or len(examples) >= _BATCH_EXAMPLES:
             yield places, _render(renderer, examples, places)
             places, examples, size = [], [], 0
     if examples:
         yield places, _render(renderer, examples, places)
-
-
-def _size(example: Example) -> int:
-    match example:
-        case Chat(messages, _):
-            return sum(len(message["content"]) for message in messages)
-        case Instruction(prompt, response):
-            return len(prompt) + len(response)
-        case _:
-            return len(example.text)
 
 
 def _render(renderer: Renderer, examples: list[Example], places: list[Place]) -> list[Rendered]:

@@ -19,6 +19,10 @@ class Chat(NamedTuple):
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
 
+    @property
+    def characters(self) -> int:
+        return sum(len(message["content"]) for message in self.messages)
+
 
 class Instruction(NamedTuple):
     """A prompt and the response to learn."""
@@ -26,11 +30,19 @@ class Instruction(NamedTuple):
     prompt: str
     response: str
 
+    @property
+    def characters(self) -> int:
+        return len(self.prompt) + len(self.response)
+
 
 class Text(NamedTuple):
     """A document."""
 
     text: str
+
+    @property
+    def characters(self) -> int:
+        return len(self.text)
 
 
 Example = Chat | Instruction | Text
