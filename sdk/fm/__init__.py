@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from fm.creation import RequestWarning as RequestWarning
     from fm.duration import Duration as Duration
     from fm.errors import Conflict as Conflict
+    from fm.errors import Damaged as Damaged
     from fm.errors import DataChanged as DataChanged
     from fm.errors import DataError as DataError
     from fm.errors import DataFault as DataFault
     from fm.errors import DiskFull as DiskFull
     from fm.errors import FMError as FMError
+    from fm.errors import Forbidden as Forbidden
     from fm.errors import HomeError as HomeError
     from fm.errors import LeaseLost as LeaseLost
     from fm.errors import MissingExtra as MissingExtra
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from fm.errors import RunFailed as RunFailed
     from fm.errors import RunStopped as RunStopped
     from fm.errors import StoreError as StoreError
+    from fm.errors import Unauthorised as Unauthorised
     from fm.errors import Unavailable as Unavailable
     from fm.errors import Unsupported as Unsupported
     from fm.errors import WaitTimeout as WaitTimeout
@@ -56,8 +59,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _ERRORS = (
-    "Conflict DataChanged DataError DataFault DiskFull FMError HomeError LeaseLost MissingExtra NotFound RequestError "
-    "RunFailed RunStopped StoreError Unavailable Unsupported WaitTimeout"
+    "Conflict Damaged DataChanged DataError DataFault DiskFull FMError Forbidden HomeError LeaseLost MissingExtra "
+    "NotFound RequestError RunFailed RunStopped StoreError Unauthorised Unavailable Unsupported WaitTimeout"
 )
 _WHERE = {
     "fm.api.create": "create rerun validate",
@@ -77,6 +80,7 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 
 __all__ = [
     "Conflict",
+    "Damaged",
     "DataChanged",
     "DataError",
     "DataFault",
@@ -85,6 +89,7 @@ __all__ = [
     "Duration",
     "EventType",
     "FMError",
+    "Forbidden",
     "HomeError",
     "LeaseLost",
     "LoraConfig",
@@ -101,6 +106,7 @@ __all__ = [
     "Status",
     "StoreError",
     "TaskType",
+    "Unauthorised",
     "Unavailable",
     "Unsupported",
     "WaitTimeout",

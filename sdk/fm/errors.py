@@ -9,6 +9,9 @@
     │   └── DataChanged         the data is not what it was when the run was created
     ├── NotFound                no run, model, checkpoint or file of that name
     ├── Conflict                it exists already, is still in use, or is in a state that forbids this
+    ├── Unauthorised            no token, or one that is unknown, expired or revoked
+    ├── Forbidden               the token lacks the scope for this: says which
+    ├── Damaged                 the audit log, or a backup, is not what was written: says from where on
     ├── MissingExtra            an optional part of ftctl is not installed: says the command that installs it
     ├── Unavailable             something outside the request is in the way; trying again later may help
     │   ├── DiskFull            no space left: says where, and how much is needed
@@ -128,6 +131,24 @@ class Conflict(FMError):
     """It exists already, is still in use, or its state forbids this."""
 
     exit_code = 5
+
+
+class Unauthorised(FMError):
+    """No token was given, or it is unknown, expired or revoked."""
+
+    exit_code = 10
+
+
+class Forbidden(FMError):
+    """The token is good, but lacks the scope for what was asked."""
+
+    exit_code = 10
+
+
+class Damaged(FMError):
+    """The audit log, or a backup, is not what was written."""
+
+    exit_code = 11
 
 
 class MissingExtra(FMError):

@@ -8,6 +8,7 @@ import secrets
 from fm.errors import RequestError
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,99}")
 _RUN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 """Crockford's base 32: nothing in it is mistaken for something else when read aloud."""
@@ -61,12 +62,47 @@ def check_alias(alias: str) -> str:
     return alias
 
 
+def check_team_name(name: str) -> str:
+    """Returns `name` if it can name a team.
+
+    Raises:
+        RequestError: it can't.
+    """
+    if not _PART.fullmatch(name):
+        raise RequestError(
+            f"{name!r} can't name a team",
+            field="team",
+            hint="letters, digits, _ and - only, starting with a letter, digit or _; at most 100 characters",
+        )
+    return name
+
+
+def check_user_name(name: str) -> str:
+    """Returns `name` if it can name a user; an e-mail address can.
+
+    Raises:
+        RequestError: it can't.
+    """
+    if not _USER.fullmatch(name):
+        raise RequestError(
+            f"{name!r} can't name a user",
+            field="user",
+            hint="letters, digits and _.@+- only, starting with a letter, digit or _; at most 100 characters",
+        )
+    return name
+
+
 def new_run_id() -> str:
     """An id that no other run has: ``run-`` and 60 random bits."""
-    return "run-" + "".join(secrets.choice(_ALPHABET) for _ in range(12))
+    return "run-" + random_word(12)
+
+
+def random_word(length: int) -> str:
+    """So many random characters, five bits each."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(length))
 
 
 def new_run_name(model: str) -> str:
     """A readable name for a run that was given none: the model's last word and six random characters."""
     word = re.sub(r"[^A-Za-z0-9]+", "-", model.rstrip("/").rsplit("/", 1)[-1]).strip("-").lower()[:40] or "model"
-    return f"{word}-" + "".join(secrets.choice(_ALPHABET) for _ in range(6))
+    return f"{word}-" + random_word(6)

@@ -6,12 +6,16 @@ They accept unknown fields, so that an older client reads a newer store.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from fm.lifecycle import EventType, Fault, Status
 from fm.request import TrainRequest
+
+Scope = Literal["read", "submit", "admin"]
+"""What a token is good for: asking; making and changing; administering the store. None includes another."""
+ALL_SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
 
 
 class _Record(BaseModel):
@@ -26,6 +30,8 @@ class ModelRef(_Record):
     """The path, the registered version as ``a.b.c/3``, the preset, or the hub's ``org/name``."""
     path: str | None = None
     """Folder with the weights; None for a preset, and for a hub model until it is fetched."""
+    team: str | None = None
+    """Of a registered model: the team that owns it. None: the run's own."""
     adapter_of: ModelRef | None = None
     """Set when `path` holds an adapter: the base that it belongs to."""
 
@@ -187,7 +193,13 @@ class ModelVersion(_Record):
 
 
 class Principal(_Record):
-    """On whose behalf a backend acts. Everything it shows and counts lies inside `team`."""
+    """On whose behalf a backend acts. What it shows and counts lies inside `team`, but for what `team` was granted."""
 
     user: str
     team: str = "local"
+    scopes: frozenset[Scope] = ALL_SCOPES
+    """Who opens a store without a token may do everything with it."""
+    token_id: str = ""
+    """The token that was shown; empty if none was needed."""
+    address: str = ""
+    """Where the call came from, if that is known."""

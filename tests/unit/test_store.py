@@ -18,22 +18,9 @@ from fm.lifecycle import EventType, Status
 from fm.store.leases import LEASE, LOG_CAP, Lease
 from fm.store.store import RunStore
 from fm.types import Event, MetricRow, ModelRef, ModelVersion, Principal, RunRecord
-from support.stores import fresh_database, moment, new_run, postgres_server
+from support.stores import moment, new_run
 
 WHO = Principal(user="ada", team="red")
-
-
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with postgres_server(tmp_path_factory.mktemp("postgres")) as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'store.db'}"
-    return fresh_database(request.getfixturevalue("postgres"))
 
 
 @pytest.fixture
@@ -42,8 +29,8 @@ def clock() -> SimulatedClock:
 
 
 @pytest.fixture
-def store(url: str, clock: SimulatedClock) -> Iterator[RunStore]:
-    store = RunStore(url, clock)
+def store(store_url: str, clock: SimulatedClock) -> Iterator[RunStore]:
+    store = RunStore(store_url, clock)
     yield store
     store.close()
 
@@ -331,21 +318,21 @@ def test_a_beginning_that_several_ids_share_is_a_conflict(store: RunStore) -> No
         store.find("red", beginning)
 
 
-def test_an_older_ftctl_refuses_a_newer_store(url: str) -> None:
+def test_an_older_ftctl_refuses_a_newer_store(store_url: str) -> None:
     from sqlalchemy import create_engine
 
-    RunStore(url).close()
-    engine = create_engine(url)
+    RunStore(store_url).close()
+    engine = create_engine(store_url)
     with engine.begin() as connection:
         connection.exec_driver_sql("INSERT INTO migrations (name) VALUES ('9999-from-the-future')")
     engine.dispose()
     with pytest.raises(StoreError, match="newer ftctl"):
-        RunStore(url)
+        RunStore(store_url)
 
 
-def test_a_first_opening_by_many_makes_one_schema(url: str) -> None:
+def test_a_first_opening_by_many_makes_one_schema(store_url: str) -> None:
     def opened(number: int) -> str:
-        return RunStore(url).create(new_run(), f"key-{number}", WHO).id
+        return RunStore(store_url).create(new_run(), f"key-{number}", WHO).id
 
     with ThreadPoolExecutor(6) as pool:
         assert len(set(pool.map(opened, range(6)))) == 6
@@ -358,12 +345,12 @@ def test_a_file_that_is_no_database_is_said_so(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_migration_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fm.store import schema
+    from fm.store import migrations
 
     def broken(_connection: object) -> None:
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(schema, "MIGRATIONS", [*schema.MIGRATIONS, ("0002-broken", broken)])
+    monkeypatch.setattr(migrations, "MIGRATIONS", [*migrations.MIGRATIONS, ("9999-broken", broken)])
     with pytest.raises(RuntimeError):
         RunStore(f"sqlite:///{tmp_path / 'store.db'}")
     with sqlite3.connect(tmp_path / "store.db") as connection:
@@ -404,7 +391,7 @@ def test_many_set_one_alias_at_once(store: RunStore) -> None:
     assert store.model("red", "a.b.c@best").aliases == ("best",)
 
 
-@pytest.mark.parametrize("url", ["postgres"], indirect=True)
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
 def test_a_value_that_the_store_can_not_hold_is_no_outage(store: RunStore) -> None:
     with pytest.raises(RequestError):
         store.find("red", "a\0b")

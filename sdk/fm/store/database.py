@@ -14,7 +14,7 @@ from sqlalchemy.exc import DataError, DBAPIError, NoSuchModuleError, SQLAlchemyE
 from sqlalchemy.pool import StaticPool
 
 from fm.errors import DiskFull, MissingExtra, RequestError, StoreError
-from fm.store import schema
+from fm.store import migrations
 
 _BUSY_SECONDS = 60
 IN_MEMORY = "sqlite://"
@@ -39,11 +39,11 @@ class Database:
         # The one connection of an in-memory database is shared by all threads.
         self._exclusive = threading.RLock() if url == IN_MEMORY else None
         with self.read() as connection:
-            current = schema.is_current(schema.applied(connection))
+            current = migrations.is_current(migrations.applied(connection))
         if not current:
             with self.write() as connection:
                 take_turns(connection, "migrate")
-                schema.migrate(connection)
+                migrations.migrate(connection)
 
     @property
     def is_sqlite(self) -> bool:

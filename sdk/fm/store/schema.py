@@ -1,15 +1,13 @@
-"""The tables, and the named steps by which a store of any age becomes one of this version.
+"""The tables of the store.
 
 A run's whole record is one JSON column; beside it stand only the columns that are searched, sorted or fenced by.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from sqlalchemy import (
+    BigInteger,
     Column,
-    Connection,
     Float,
     Index,
     Integer,
@@ -18,11 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    inspect,
-    select,
 )
-
-from fm.errors import StoreError
 
 metadata = MetaData()
 
@@ -48,10 +42,14 @@ runs = Table(
     Column("lease_expires", Float),
     # What the lease holder must know to go on after a restart (JSON): the stage, its handle, how far it has read.
     Column("work", Text),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    # What the run's folder holds, as its agent last measured it.
+    Column("disk_bytes", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("team", "idempotency_key"),
     Index("runs_by_time", "team", "created_at", "id"),
-    Index("runs_by_status", "status", "not_before"),
 )
+# The order in which a team's waiting runs are claimed.
+Index("runs_by_turn", runs.c.status, runs.c.team, runs.c.priority.desc(), runs.c.created_at, runs.c.id)
 
 events = Table(
     "events",
@@ -92,6 +90,7 @@ models = Table(
     Column("run_id", String, unique=True),
     Column("created_at", Float, nullable=False),
     Column("record", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False, server_default="0"),
 )
 
 model_names = Table(
@@ -123,51 +122,92 @@ agents = Table(
     Column("drain", Integer, nullable=False, default=0),
 )
 
-_migrations = Table(
+datasets = Table(
+    "datasets",
+    metadata,
+    Column("team", String, primary_key=True),
+    Column("digest", String, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("owner", String, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("rows", BigInteger),
+    Column("sensitive", Integer, nullable=False, server_default="0"),
+    Column("created_at", Float, nullable=False),
+)
+
+teams = Table(
+    "teams",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("created_at", Float, nullable=False),
+    # None: no limit.
+    Column("max_running", Integer),
+    Column("max_disk", BigInteger),
+)
+
+turns = Table(
+    "turns",
+    metadata,
+    Column("team", String, primary_key=True),
+    Column("claimed_at", Float, nullable=False),
+)
+
+users = Table(
+    "users",
+    metadata,
+    Column("team", String, primary_key=True),
+    Column("name", String, primary_key=True),
+    Column("created_at", Float, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String, primary_key=True),
+    # SHA-256 of the token, which itself is kept nowhere. It has 256 random bits, so no slow hash is needed.
+    Column("digest", String, nullable=False),
+    Column("team", String, nullable=False),
+    Column("user", String, nullable=False),
+    Column("scopes", String, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Column("revoked_at", Float),
+    Column("last_used_at", Float),
+    Column("last_refused_at", Float),
+)
+
+grants = Table(
+    "grants",
+    metadata,
+    # `to_team` may read `object` of `team`: a model by its name, or a data set by its digest.
+    Column("to_team", String, primary_key=True),
+    Column("kind", String, primary_key=True),
+    Column("object", String, primary_key=True),
+    Column("team", String, primary_key=True),
+    Column("created_at", Float, nullable=False),
+)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    # JSON, with the digest of the entry before; nothing of an entry stands outside of it.
+    Column("record", Text, nullable=False),
+    Column("digest", String, nullable=False),
+)
+
+audit_head = Table(
+    "audit_head",
+    metadata,
+    # One row: the last entry. Who adds one locks it.
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("digest", String, nullable=False),
+)
+NO_ENTRY = "0" * 64
+"""What the first entry of the audit log holds as the digest of the one before."""
+
+migrations = Table(
     "migrations",
     metadata,
     Column("name", String, primary_key=True),
 )
-
-
-def _first_schema(connection: Connection) -> None:
-    metadata.create_all(connection, tables=[runs, events, metrics, logs, models, model_names, aliases, agents])
-
-
-MIGRATIONS: list[tuple[str, Callable[[Connection], None]]] = [
-    ("0001-first-schema", _first_schema),
-]
-"""Steps in order. A step that has been released is never changed; a new one is added below it."""
-
-
-def applied(connection: Connection) -> list[str]:
-    """Names of the steps that this store has been through."""
-    if not inspect(connection).has_table(_migrations.name):
-        return []
-    return list(connection.execute(select(_migrations.c.name)).scalars())
-
-
-def is_current(names: list[str]) -> bool:
-    """Whether a store that went through `names` is one of this version.
-
-    Raises:
-        StoreError: it belongs to a newer ftctl.
-    """
-    known = [name for name, _ in MIGRATIONS]
-    if unknown := sorted(set(names) - set(known)):
-        raise StoreError(
-            f"the run store belongs to a newer ftctl (it has {unknown[-1]})", hint="pip install --upgrade ftctl"
-        )
-    return len(names) == len(known)
-
-
-def migrate(connection: Connection) -> None:
-    """Takes the store to this version, inside the caller's one transaction: all steps or none."""
-    done = applied(connection)
-    _migrations.create(connection, checkfirst=True)
-    if is_current(done):
-        return
-    for name, step in MIGRATIONS:
-        if name not in done:
-            step(connection)
-            connection.execute(_migrations.insert().values(name=name))

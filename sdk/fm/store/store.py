@@ -14,6 +14,8 @@ from fm.clock import Clock, SystemClock
 from fm.errors import Conflict
 from fm.store import leases, registry
 from fm.store import runs as run_store
+from fm.store.access import Access
+from fm.store.admin import Administration
 from fm.store.database import Database
 from fm.store.leases import Lease
 from fm.store.schema import agents, models
@@ -40,88 +42,93 @@ class RunStore:
     """Runs, events, metrics, logs, models and agents. Safe to use from several threads and processes."""
 
     def __init__(self, url: str, clock: Clock | None = None) -> None:
-        self._database = Database(url)
+        self.database = Database(url)
         self.clock = clock or SystemClock()
         self.url = url
+        self.access = Access(self.database, self.clock)
+
+    def administration(self, who: Principal) -> Administration:
+        """The orders of `who` about teams, users, tokens and grants; whether it may give any is the caller's matter."""
+        return Administration(self.database, self.clock, who)
 
     def close(self) -> None:
-        self._database.close()
+        self.database.close()
 
     # Runs, on behalf of a team
 
     def create(self, new: NewRun, key: str, who: Principal, *, parent: RunRecord | None = None) -> RunRecord:
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             return run_store.create(connection, new, key, who, self.clock.now(), parent=parent)
 
     def find(self, team: str, ref: str) -> RunRecord:
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return run_store.find(connection, team, ref)
 
     def list(self, team: str, wanted: RunFilter) -> Sequence[RunRecord]:
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return run_store.list_runs(connection, team, wanted)
 
     def events(self, run_id: str, after: int, limit: int) -> Sequence[Event]:
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return run_store.read_events(connection, run_id, after, limit)
 
     def metrics(self, run_id: str, keys: Sequence[str] | None, after_step: int, limit: int) -> Sequence[MetricRow]:
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return run_store.read_metrics(connection, run_id, keys, after_step, limit)
 
     def log(self, run_id: str, offset: int) -> LogChunk:
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return run_store.read_log(connection, run_id, offset)
 
     def cancel(self, team: str, ref: str, event: Event) -> RunRecord:
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             return run_store.cancel(connection, team, ref, event)
 
     def remove(self, team: str, ref: str) -> RunRecord:
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             return run_store.remove(connection, team, ref)
 
     def unfinished(self) -> Sequence[RunRecord]:
         """Runs of all teams that have not ended, oldest first."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return run_store.unfinished(connection)
 
     def has_unfinished(self) -> bool:
         """Whether any team has a run that has not ended."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return run_store.has_unfinished(connection)
 
     # Runs, on behalf of an agent
 
     def claim(self, agent: str, host: str, *, free: int, total: int) -> tuple[RunRecord, Lease] | None:
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             return leases.claim(connection, agent, host, self.clock.now(), free=free, total=total)
 
     def adopt(self, agent: str, host: str) -> Sequence[tuple[RunRecord, Lease]]:
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             return leases.adopt(connection, agent, host, self.clock.now())
 
     def renew(self, lease: Lease) -> RunRecord:
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             return leases.renew(connection, lease, self.clock.now())
 
     def work(self, lease: Lease) -> dict[str, Any]:
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return leases.read_work(connection, lease)
 
     def last_line(self, run_id: str, attempt: int) -> int:
         """The highest line number among the events that were taken in of that attempt; 0 if none was."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return run_store.last_line(connection, run_id, attempt)
 
     def save(self, lease: Lease, **what: Any) -> RunRecord:
         """See `fm.store.leases.save`."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             return leases.save(connection, lease, **what)
 
     def complete(self, lease: Lease, event: Event, version: ModelVersion | None) -> RunRecord:
         """Registers `version` and ends the run, in one transaction."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             leases.fence(connection, lease)
             if version:
                 stored = registry.insert_version(connection, version)
@@ -132,19 +139,19 @@ class RunStore:
     # Models
 
     def model(self, team: str, ref: str) -> ModelVersion:
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return registry.get(connection, team, ref)
 
     def models(self, team: str, name: str | None, limit: int) -> Sequence[ModelVersion]:
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             return registry.list_versions(connection, team, name, limit)
 
     def alias(self, team: str, ref: str, alias: str, *, remove: bool) -> ModelVersion:
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             return registry.set_alias(connection, team, ref, alias, remove=remove)
 
     def remove_model(self, team: str, ref: str) -> ModelVersion:
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             version = registry.keep_still(connection, team, ref)
             for run in run_store.unfinished(connection):
                 if version.ref in (run.model.name, run.model.adapter_of and run.model.adapter_of.name):
@@ -153,7 +160,7 @@ class RunStore:
 
     def in_use(self) -> tuple[frozenset[str], frozenset[str]]:
         """The ids of all runs, and of all runs that registered a model; of every team."""
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             known = frozenset(connection.execute(select(run_table.c.id)).scalars())
             registered = connection.execute(select(models.c.run_id).where(models.c.run_id.is_not(None))).scalars()
             return known, frozenset(map(str, registered))
@@ -163,7 +170,7 @@ class RunStore:
     def announce(self, agent: str, host: str, pid: int, version: str) -> bool:
         """Notes that the agent is alive; forgets those that are not. Returns whether it has been asked to drain."""
         now = self.clock.now()
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             connection.execute(delete(agents).where(agents.c.heartbeat < (now - AGENT_SILENCE).timestamp()))
             known = connection.execute(
                 update(agents).where(agents.c.id == agent).values(heartbeat=now.timestamp())
@@ -176,18 +183,18 @@ class RunStore:
 
     def retire(self, agent: str) -> None:
         """Forgets the agent, and lets go of its leases so that the next one need not wait for them."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             connection.execute(delete(agents).where(agents.c.id == agent))
             leases.let_go(connection, agent)
 
     def agents(self) -> Sequence[AgentRecord]:
         """The agents that have been heard of lately."""
         since = (self.clock.now() - AGENT_SILENCE).timestamp()
-        with self._database.read() as connection:
+        with self.database.read() as connection:
             rows = connection.execute(select(agents).where(agents.c.heartbeat >= since)).mappings()
             return [AgentRecord(**(dict(row) | {"drain": bool(row["drain"])})) for row in rows]
 
     def drain(self, agent: str) -> None:
         """Asks the agent to end, leaving its trainers to the next one."""
-        with self._database.write() as connection:
+        with self.database.write() as connection:
             connection.execute(update(agents).where(agents.c.id == agent).values(drain=1))

@@ -1,0 +1,111 @@
+"""Who may do what: the one place that decides. What nothing here allows is refused.
+
+A team sees its own runs, models and data sets, and of other teams' models and data sets those that it was granted, for
+reading alone. What it may not see is for it the same as what there is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Row, select, update
+
+from fm.clock import Clock
+from fm.errors import Forbidden, Unauthorised
+from fm.store import audit
+from fm.store.database import Database
+from fm.store.schema import tokens
+from fm.types import Principal, Scope
+
+_TOKEN = re.compile(r"ftc_([0-9a-z]{10})_[0-9a-f]{64}")
+_NO_TOKEN = "0" * 64
+"""No token's digest: what an unknown one is compared with, so that it takes as long as a known one."""
+_NOTED_EVERY = 60.0
+"""Seconds between two notes of a token's use, and between two audit entries on its refusal: asking often, or being
+refused often, must not fill the store."""
+
+
+class Access:
+    """Turns tokens into principals, and says what their scopes allow. Safe to use from several threads."""
+
+    def __init__(self, database: Database, clock: Clock) -> None:
+        self._database = database
+        self._clock = clock
+
+    def authenticate(self, token: str, *, address: str = "") -> Principal:
+        """On whose behalf the bearer of `token` acts. `address` is where the call came from, for the audit log.
+
+        Raises:
+            Unauthorised: the token is unknown, expired or revoked.
+        """
+        match = _TOKEN.fullmatch(token)
+        with self._database.read() as connection:
+            row = connection.execute(select(tokens).where(tokens.c.id == (match[1] if match else ""))).first()
+        if not hmac.compare_digest(digest_of(token), row.digest if row else _NO_TOKEN) or row is None:
+            raise Unauthorised("the token is not known here", hint="ask who runs the server for one")
+        who = _principal(row, address)
+        if wrong := self._what_is_wrong(row):
+            self._note_refusal(who, row, "", wrong)
+            raise Unauthorised(f"token {row.id} {wrong}", hint="ask who runs the server for a new one")
+        self._note_use(row)
+        return who
+
+    def require(self, who: Principal, scope: Scope, action: str, object: str = "") -> None:
+        """Returns if `who` has `scope`; else notes that it tried to do `action` to `object`.
+
+        Raises:
+            Forbidden: it has not.
+        """
+        if scope in who.scopes:
+            return
+        with self._database.read() as connection:
+            row = connection.execute(select(tokens).where(tokens.c.id == who.token_id)).first()
+        self._note_refusal(who, row, object, f"{action} needs {scope}")
+        raise Forbidden(
+            f"{action} needs a token with the scope {scope}; this one has {', '.join(sorted(who.scopes)) or 'none'}",
+            hint="ask who runs the server for one",
+        )
+
+    def _what_is_wrong(self, token: Row[Any]) -> str:
+        if token.revoked_at is not None:
+            return "has been revoked"
+        if token.expires_at is not None and token.expires_at <= self._clock.now().timestamp():
+            return f"expired on {datetime.fromtimestamp(token.expires_at, UTC):%Y-%m-%d}"
+        return ""
+
+    def _note_use(self, token: Row[Any]) -> None:
+        now = self._clock.now().timestamp()
+        if now - (token.last_used_at or 0.0) >= _NOTED_EVERY:
+            with self._database.write() as connection:
+                connection.execute(update(tokens).where(tokens.c.id == token.id).values(last_used_at=now))
+
+    def _note_refusal(self, who: Principal, token: Row[Any] | None, object: str, reason: str) -> None:
+        now = self._clock.now()
+        if token and now.timestamp() - (token.last_refused_at or 0.0) < _NOTED_EVERY:
+            return
+        with self._database.write() as connection:
+            if token:
+                at = update(tokens).where(tokens.c.id == token.id)
+                connection.execute(at.values(last_refused_at=now.timestamp()))
+            audit.record(connection, who, now, "access.refused", object, reason=reason)
+
+
+def digest_of(token: str) -> str:
+    """What the store keeps of a token."""
+    return hashlib.sha256(token.encode(errors="replace")).hexdigest()
+
+
+def _principal(token: Row[Any], address: str) -> Principal:
+    return Principal.model_validate(
+        {
+            "user": token.user,
+            "team": token.team,
+            "scopes": token.scopes.split(),
+            "token_id": token.id,
+            "address": address,
+        }
+    )
