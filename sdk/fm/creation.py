@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 _SHORT = {"duration": ("training_duration", "1ep"), "lr": ("learning_rate", None)}
 _NOT_REQUEST = {
-    "validate_inputs", "data_prep_cluster_id", "sharding", "idempotency_key", "dry_run", "allow_oversize", "backend",
-    "launcher", *_SHORT,
+    "validate_inputs", "data_prep_cluster_id", "idempotency_key", "dry_run", "allow_oversize", "backend", "launcher",
+    *_SHORT,
 }
 DEFAULT_LAUNCHER = "process"
 _LEAST_FREE = 64 << 20
@@ -115,7 +115,7 @@ def prepare(given: Mapping[str, Any], backend: Backend, *, plan_only: bool = Fal
         warnings.warn(text, RequestWarning, stacklevel=_level_of_caller())
     prepared = DryRun(request, model, train_data, eval_data, backend.name, launcher, doubts)
     if backend.trains_here and launcher == DEFAULT_LAUNCHER and not (plan_only or given["allow_oversize"]):
-        refuse_oversize(prepared, given["sharding"])
+        refuse_oversize(prepared, None if request.sharding == "none" else request.sharding)
     return prepared
 
 
@@ -193,10 +193,10 @@ def _request_fields(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_unbuilt(given: Mapping[str, Any]) -> None:
-    if given["sharding"] is not None:
+    if given["sharding"] in ("zero2", "zero3"):
         raise Unsupported(
-            f"sharding={given['sharding']!r} is not built yet", field="sharding",
-            hint='leave it out; method="lora" needs the least memory',
+            f"sharding={given['sharding']!r}: DeepSpeed is not built in", field="sharding",
+            hint='use sharding="full", which parts weights, gradients and moments as ZeRO 3 does',
         )
 
 

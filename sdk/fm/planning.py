@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from fm.types import ModelRef
 
 _LAYOUTS: dict[str, Layout] = {
-    "": "none", "none": "none", "ddp": "none", "offload": "offload", "full_shard": "full_shard", "fsdp": "full_shard",
+    "": "none", "none": "none", "ddp": "none", "offload": "offload", "full": "full_shard", "full_shard": "full_shard",
+    "fsdp": "full_shard",
 }
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _PLAINLY_SMALL = 1 << 30
@@ -44,7 +45,7 @@ def layout_of(sharding: str | None) -> Layout:
         return "offload"
     if name not in _LAYOUTS and "zero3" not in name and "fsdp" not in name:
         raise RequestError(
-            f"sharding {sharding!r} can't be planned for", field="sharding", hint='write "full_shard" or "offload"'
+            f"sharding {sharding!r} can't be planned for", field="sharding", hint='write "full" or "full-offload"'
         )
     return _LAYOUTS.get(name, "full_shard")
 

@@ -90,6 +90,8 @@ class TrainRequest(_Request):
     register_checkpoint: Literal["last", "best"] = "last"
     trackers: tuple[Literal["mlflow", "wandb", "tensorboard"], ...] = ()
     num_processes: int = Field(1, ge=1, le=1024)
+    sharding: Literal["none", "full", "full-offload"] = "none"
+    """Whether each process holds all of the model, or a part of it; with "full-offload" in the machine's memory."""
     name: str | None = None
     tags: dict[str, str] = Field(default_factory=dict)
 
@@ -185,6 +187,16 @@ class TrainRequest(_Request):
             raise RequestError(
                 'train_on chooses assistant turns, and CONTINUED_PRETRAIN has none', field="train_on",
                 hint="leave train_on out",
+            )
+        if self.sharding != "none" and self.num_processes == 1:
+            raise RequestError(
+                f"sharding={self.sharding!r} parts the model among processes, and num_processes is 1", field="sharding",
+                hint="pass num_processes=2 or more, at most one for each GPU, or leave sharding out",
+            )
+        if self.sharding != "none" and self.optimizer == "adafactor":
+            raise RequestError(
+                "adafactor averages over the rows and columns of whole matrices, which sharding parts",
+                field="optimizer", hint='use optimizer="adamw"; sharded, its moments are parted too',
             )
         for name in ("early_stopping_patience", "register_checkpoint"):
             if self.eval_data_path is None and getattr(self, name) not in (None, "last"):

@@ -34,11 +34,13 @@ def continue_tokens(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int | None = None,
+    together: bool = False,
 ) -> tuple[list[int], bool]:
     """New tokens after `prompt`, without the stop token, and whether the model ended by itself.
 
     `temperature` 0 takes the likeliest token each time. With a `seed`, random numbers come from it alone; the process's
-    own generators are left as they were in any case.
+    own generators are left as they were in any case. `together`: several processes hold the model, and all call this
+    with the same arguments; none ends before the others.
     """
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     # Of a prompt that is too long the beginning is cut: what is asked stands at its end.
@@ -55,7 +57,9 @@ def continue_tokens(
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         # Without a seed: one from the system, so that two calls differ.
         torch.manual_seed(seed) if seed is not None else torch.seed()
-        output = model.generate(inputs, attention_mask=torch.ones_like(inputs), generation_config=config)
+        output = model.generate(
+            inputs, attention_mask=torch.ones_like(inputs), generation_config=config, synced_gpus=together
+        )
     new = output[0, len(ids) :].tolist()
     ended = bool(new) and new[-1] in stop
     return (new[:-1] if ended else new), ended

@@ -6,7 +6,7 @@ Where a run stands in an epoch is one number, the index of the next step, so res
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,8 @@ WINDOW_STEPS = 32
 short enough that a step's examples differ from epoch to epoch."""
 
 Indices = npt.NDArray[np.int64]
+Piece = tuple[Indices, bool]
+"""Examples that are computed together, and whether their labels count."""
 _NONE: Indices = np.zeros(0, dtype=np.int64)
 
 
@@ -107,6 +109,23 @@ def rank_share(step: Indices, rank: int, world: int) -> Indices:
     return step[rank::world]
 
 
+def pieces_of_all(
+    examples: Indices, lengths: Indices, rank: int, world: int, *, cut: Callable[[Indices], list[Indices]], even: bool
+) -> list[Piece]:
+    """The pieces into which process `rank` `cut`s its share of `examples`, each with whether its labels count.
+
+    A process without a share still takes part, since the others wait for its gradients: it computes a short example
+    whose labels don't count. If `even`, as many of these are added as make all processes' pieces the same in number.
+    """
+    mine = rank_share(examples, rank, world)
+    pieces = [(piece, True) for piece in (cut(mine) if len(mine) else ())]
+    most = 1
+    if even:
+        most = max(len(cut(share)) for r in range(world) if len(share := rank_share(examples, r, world)))
+    shortest = examples[[np.argmin(lengths[examples])]]
+    return pieces + [(shortest, False)] * (most - len(pieces))
+
+
 def micro_batches(examples: Indices, lengths: Indices, max_tokens: int) -> list[Indices]:
     """Cuts examples into groups that, padded to their longest, hold at most `max_tokens` each (or one example)."""
     by_length = examples[np.argsort(-lengths[examples], kind="stable")]
@@ -120,7 +139,7 @@ def micro_batches(examples: Indices, lengths: Indices, max_tokens: int) -> list[
 
 
 def collate(data: Examples, examples: Sequence[int] | Indices, *, labelled: bool = True) -> MicroBatch:
-    """Loads and pads `examples`. Without `labelled` no token carries a label: for a process that has no share."""
+    """Loads and pads `examples`. Without `labelled` no token carries a label."""
     rows = [data[int(index)] for index in examples]
     width = max(1, max(len(ids) for ids, _ in rows) - 1)
     inputs = np.zeros((len(rows), width), dtype=np.int64)

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -21,6 +21,7 @@ from fm.files import atomic_folder, read_manifest, seal, write_json
 from fm.layout import StageFolder
 from fm_local.models.weights import save_tensors
 from fm_local.trainer.schedule import Position
+from fm_local.trainer.sharding import gather, part_of
 
 _WEIGHTS = "trainable.safetensors"
 _OPTIMISER = "optimizer.safetensors"
@@ -29,18 +30,40 @@ _STATE = "state.json"
 Named = Mapping[str, torch.nn.Parameter]
 
 
+class Whole(NamedTuple):
+    """What a training has learnt, with no trace of how many processes hold it."""
+
+    weights: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
+    """By "<parameter>/<name in the optimiser's state>", of which neither holds a slash of its own."""
+    scalars: dict[str, Any]
+    """The rest of the optimiser's state, likewise."""
+
+
+def collect(trainable: Named, optimizer: torch.optim.Optimizer) -> Whole:
+    """Weights and optimiser's state, gathered in the first process. All processes have to call it."""
+    names = {id(parameter): name for name, parameter in trainable.items()}
+    entries: dict[str, Any] = {
+        f"{names[id(parameter)]}/{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+    tensors = {key: value for key, value in entries.items() if isinstance(value, torch.Tensor)}
+    scalars = {key: value for key, value in entries.items() if key not in tensors}
+    return Whole(gather(trainable), gather(tensors), scalars)
+
+
 def save(
     folder: StageFolder,
     at: Position,
-    trainable: Named,
-    optimizer: torch.optim.Optimizer,
+    whole: Whole,
     *,
     same: Mapping[str, Any],
     metrics: Mapping[str, float],
     keep: int,
     protected: int | None,
 ) -> tuple[Path, int]:
-    """Writes the checkpoint after step `at.step`, whole or not at all, and removes those before the last `keep`,
+    """Writes `whole` as the checkpoint after step `at.step`, all or nothing, and removes those before the last `keep`,
     except that of step `protected`.
 
     `same` is what a training that goes on from here must agree in. Returns the folder and its size in bytes.
@@ -52,18 +75,10 @@ def save(
     if read_manifest(target) is not None:
         return target, _size(target)
     shutil.rmtree(target, ignore_errors=True)
-    names = {id(parameter): name for name, parameter in trainable.items()}
-    entries: dict[str, Any] = {
-        f"{names[id(parameter)]}/{key}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
-    tensors = {key: value for key, value in entries.items() if isinstance(value, torch.Tensor)}
-    scalars = {key: value for key, value in entries.items() if key not in tensors}
     with atomic_folder(target) as unfinished:
-        save_tensors(unfinished / _WEIGHTS, dict(trainable))
-        save_tensors(unfinished / _OPTIMISER, tensors)
-        write_json(unfinished / _STATE, {"position": asdict(at), "optimizer": scalars, "same": dict(same)})
+        save_tensors(unfinished / _WEIGHTS, whole.weights)
+        save_tensors(unfinished / _OPTIMISER, whole.optimizer)
+        write_json(unfinished / _STATE, {"position": asdict(at), "optimizer": whole.scalars, "same": dict(same)})
         seal(unfinished, kind="checkpoint", step=at.step, metrics=dict(metrics))
     _remove_old(folder.checkpoints, keep, folder.checkpoint(protected or 0))
     return target, _size(target)
@@ -83,7 +98,8 @@ def newest_whole(folders: Iterable[str | Path]) -> Path | None:
 
 
 def restore(path: Path, trainable: Named, optimizer: torch.optim.Optimizer, *, same: Mapping[str, Any]) -> Position:
-    """Puts weights and optimiser back as they were at `path`, and returns the position.
+    """Puts weights and optimiser back as they were at `path`, whether or not they are sharded now or were then, and
+    returns the position.
 
     Raises:
         RequestError: the checkpoint belongs to a training with other settings or other data.
@@ -100,13 +116,12 @@ def restore(path: Path, trainable: Named, optimizer: torch.optim.Optimizer, *, s
         )
     with torch.no_grad():
         for name, parameter in trainable.items():
-            parameter.copy_(weights[name])
-    # Each key is "<parameter>/<name in the optimiser's state>"; neither part holds a slash of its own.
+            parameter.copy_(part_of(weights[name], parameter))
     for key, value in [*load_file(path / _OPTIMISER).items(), *state["optimizer"].items()]:
         name, _, entry = key.rpartition("/")
         parameter = trainable[name]
         if isinstance(value, torch.Tensor) and value.dim():
-            value = value.to(parameter.device)
+            value = part_of(value, parameter)
         optimizer.state[parameter][entry] = value
     return Position(**state["position"])
 

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch.distributed.fsdp import FSDPModule
 
 from fm.request import TaskType, TrainRequest
 from fm_local.models.generating import continue_tokens, prompt_tokens
-from fm_local.trainer.batching import Examples, collate, micro_batches, rank_share
+from fm_local.trainer.batching import Examples, collate, micro_batches, pieces_of_all
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.setup import Training
+from fm_local.trainer.sharding import gathered_outside_layers
 
 _SAMPLE_TOKENS = 100
 
@@ -24,7 +26,7 @@ _SAMPLE_TOKENS = 100
 def _evaluating(module: torch.nn.Module) -> Iterator[None]:
     module.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), gathered_outside_layers(module):
             yield
     finally:
         module.train()
@@ -37,11 +39,18 @@ def evaluate(
 
     Sums over tokens, divided once at the end: neither batch sizes nor the number of processes shows in the result.
     """
-    mine = rank_share(np.arange(len(data)), accelerator.process_index, accelerator.num_processes)
+    pieces = pieces_of_all(
+        np.arange(len(data)),
+        data.lengths,
+        accelerator.process_index,
+        accelerator.num_processes,
+        cut=lambda share: micro_batches(share, data.lengths, max_tokens),
+        even=isinstance(loss, FSDPModule),
+    )
     total = torch.zeros(2, dtype=torch.float64)
     with _evaluating(loss):
-        for examples in micro_batches(mine, data.lengths, max_tokens) if len(mine) else ():
-            batch = collate(data, examples).to(accelerator.device)
+        for examples, counts in pieces:
+            batch = collate(data, examples, labelled=counts).to(accelerator.device)
             value, right = loss(batch)
             total += torch.stack([value.double(), right.double()]).cpu()
             beat()
@@ -60,7 +69,8 @@ def answer_prompts(
 ) -> list[dict[str, Any]]:
     """One sampled answer for each of `eval_prompts`: up to 100 new tokens, temperature 1, top-k 50, top-p 0.95.
 
-    For chats a prompt is the user's turn. ``ended`` says that the model stopped by itself.
+    For chats a prompt is the user's turn. ``ended`` says that the model stopped by itself. Of a sharded model all
+    processes have to call this, since they hold it together.
     """
     chat = request.task_type is TaskType.CHAT_COMPLETION
     samples = []
@@ -77,6 +87,7 @@ def answer_prompts(
                 top_k=50,
                 top_p=0.95,
                 seed=request.seed + number,
+                together=training.sharded,
             )
             answer = training.tokenizer.decode(tokens, skip_special_tokens=True)
             samples.append({"prompt": prompt, "answer": answer, "ended": ended})

@@ -7,25 +7,45 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import GenerationConfig
 
 from fm.files import atomic_folder, seal
 from fm.job import Job
 from fm.layout import StageFolder
 from fm_local.models.weights import save_tensors
+from fm_local.trainer.methods import Trainee
 from fm_local.trainer.setup import Training
+from fm_local.trainer.sharding import gather
 
 
-def save_final(folder: StageFolder, training: Training, job: Job, *, metrics: Mapping[str, float]) -> Path:
-    """Writes ``final/``, whole or not at all. A fully trained model is converted to its saved format by this."""
+def final_weights(trainee: Trainee) -> dict[str, torch.Tensor]:
+    """The tensors to save, gathered in the first process. All processes have to call it. A fully trained model is
+    converted to its saved format by this."""
+    if trainee.peft_model is None:
+        return gather(trainee.language_model.to(trainee.saved_dtype).state_dict(keep_vars=True))
+    # PEFT takes seconds to import: only who trains an adapter pays for it.
+    from peft import get_peft_model_state_dict
+
+    return gather(get_peft_model_state_dict(trainee.peft_model, save_embedding_layers=False))
+
+
+def save_final(
+    folder: StageFolder,
+    training: Training,
+    job: Job,
+    weights: Mapping[str, torch.Tensor],
+    *,
+    metrics: Mapping[str, float],
+) -> Path:
+    """Writes ``final/`` with `weights`, whole or not at all."""
     trainee = training.trainee
     with atomic_folder(folder.final) as unfinished:
         if trainee.peft_model is not None:
-            _save_adapter(trainee.peft_model, unfinished, (job.model.adapter_of or job.model).name)
+            _save_adapter(trainee.peft_model, weights, unfinished, (job.model.adapter_of or job.model).name)
         else:
-            trainee.language_model.to(trainee.saved_dtype)
             trainee.language_model.config.use_cache = True
-            trainee.language_model.save_pretrained(unfinished)
+            trainee.language_model.save_pretrained(unfinished, state_dict=dict(weights))
         save_tokenizer(unfinished, training.tokenizer, template=training.template, stop=training.stop_tokens)
         kind = "full" if trainee.peft_model is None else "adapter"
         seal(unfinished, kind=kind, base_digest=(job.prepared or {}).get("base_digest"), metrics=dict(metrics))
@@ -43,12 +63,8 @@ def save_tokenizer(folder: Path, tokenizer: Any, *, template: str, stop: Sequenc
     ).save_pretrained(folder)
 
 
-def _save_adapter(peft_model: Any, folder: Path, base_name: str) -> None:
-    from peft import get_peft_model_state_dict
-
-    save_tensors(
-        folder / "adapter_model.safetensors", get_peft_model_state_dict(peft_model, save_embedding_layers=False)
-    )
+def _save_adapter(peft_model: Any, weights: Mapping[str, torch.Tensor], folder: Path, base_name: str) -> None:
+    save_tensors(folder / "adapter_model.safetensors", weights)
     config = peft_model.peft_config["default"].to_dict()
     config |= {"base_model_name_or_path": base_name, "inference_mode": True}
     # Sets have no order of their own: sorted, so that the same training gives the same digest.

@@ -22,7 +22,7 @@ from fm.lifecycle import EventType
 from fm_local.trainer import checkpoint, device, schedule
 from fm_local.trainer.batching import Indices, epoch_steps
 from fm_local.trainer.evaluate import answer_prompts, evaluate
-from fm_local.trainer.finish import save_final
+from fm_local.trainer.finish import final_weights, save_final
 from fm_local.trainer.recovery import go_back, trouble_since
 from fm_local.trainer.report import Report
 from fm_local.trainer.setup import make_ready
@@ -132,7 +132,7 @@ def train(
             report.metrics(at.step, values)
             metrics.update(values)
             at.judged(values["metrics/eval/LanguageCrossEntropy"])
-        if request.eval_prompts and accelerator.is_main_process:
+        if request.eval_prompts and (accelerator.is_main_process or training.sharded):
             answers = answer_prompts(training, request, accelerator, beat=beat)
             report.event(
                 EventType.SAMPLES_GENERATED, f"{len(answers)} answers at step {at.step}", step=at.step, samples=answers
@@ -141,12 +141,12 @@ def train(
 
     def save() -> None:
         began = now()
+        whole = checkpoint.collect(trainee.trainable, optimizer)
         if accelerator.is_main_process:
             path, size = checkpoint.save(
                 folder,
                 at,
-                trainee.trainable,
-                optimizer,
+                whole,
                 same=training.same,
                 metrics=metrics,
                 keep=request.keep_checkpoints,
@@ -265,8 +265,9 @@ def train(
         checkpoint.restore(best, trainee.trainable, optimizer, same=training.same)
         metrics = (read_manifest(best) or {})["metrics"]
         chosen += f"; the weights are those of step {at.best_step}, with the lowest loss on held-out data"
+    weights = final_weights(trainee)
     if accelerator.is_main_process:
-        save_final(folder, training, job, metrics=metrics)
+        save_final(folder, training, job, weights, metrics=metrics)
     accelerator.wait_for_everyone()
     report.event(EventType.TRAIN_FINISHED, chosen, **progress(), metrics=metrics)
     report.close()

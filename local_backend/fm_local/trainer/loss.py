@@ -31,9 +31,13 @@ class TokenLoss(nn.Module):
         self.language_model = language_model
         self._split = _head_can_be_applied_apart(language_model) if head_apart is None else head_apart
 
+    def look_at_head(self) -> None:
+        """Finds by trying whether head(backbone(ids)) are the model's logits."""
+        self._split = _head_can_be_applied_apart(self.language_model)
+
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         if not self._split:
-            return _cross_entropy(_pick(self.logits(batch), batch), batch.labels)
+            return _cross_entropy(_pick(self._logits(batch), batch), batch.labels)
         hidden = _pick(self.language_model.base_model(**batch.inputs(), use_cache=False).last_hidden_state, batch)
         head = self.language_model.get_output_embeddings()
         rows = max(1, _LOGITS_AT_ONCE // self.language_model.config.get_text_config().vocab_size)
@@ -49,6 +53,9 @@ class TokenLoss(nn.Module):
 
     def logits(self, batch: MicroBatch) -> torch.Tensor:
         """The model's own, (rows, length, vocabulary)."""
+        return self._logits(batch)
+
+    def _logits(self, batch: MicroBatch) -> torch.Tensor:
         logits: torch.Tensor = self.language_model(**batch.inputs(), use_cache=False).logits
         return logits
 

@@ -100,7 +100,9 @@ def prepare_model(job: Job, tokenizer: Any, *, precision: str, device: torch.dev
         raise RequestError(
             f"{job.model.name} is an adapter, which method='full' can't train", field="method", hint=MERGE_FIRST
         )
-    model.train().to(device)
+    model.train()
+    if job.request.sharding == "none":
+        model.to(device)  # else each process moves its part
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return Trainee(model, peft_model, trainable, job.model.kind == "preset", saved_dtype)
 

@@ -140,6 +140,6 @@ def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def _try_backward(loss: TokenLoss, batch: MicroBatch) -> None:
-    """Fails where the training would; leaves no gradient behind. The lowest weight needs the whole way back."""
-    lowest = next(p for p in loss.parameters() if p.requires_grad)
-    torch.autograd.grad(loss.logits(batch).float().square().mean(), lowest, allow_unused=True)
+    """Fails where the training would; leaves no gradient behind."""
+    torch.autograd.backward(loss.logits(batch).float().square().mean())
+    loss.zero_grad(set_to_none=True)

@@ -22,6 +22,7 @@ from fm_local.trainer.packing import choose_packing
 from fm_local.trainer.rates import default_rate, rate_warning
 from fm_local.trainer.reach import refuse_unreached_adapters
 from fm_local.trainer.report import Report
+from fm_local.trainer.sharding import gathered_outside_layers, shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,9 @@ class Training:
     loss: TokenLoss
     """Model and loss as one module."""
     model: Any
-    """The same as it is called: wrapped by DDP where there are several processes."""
+    """The same as it is called: wrapped by DDP where there are several processes and the weights aren't sharded."""
+    sharded: bool
+    """Whether each process holds a part of the weights; all then have to compute the same number of pieces."""
     packed: bool
     """Whether a step's examples are packed into rows; else those of similar length are padded."""
     optimizer: torch.optim.Optimizer
@@ -70,11 +73,16 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
     trainee = prepare_model(job, tokenizer, precision=precision, device=accelerator.device)
     if device.prefers_plain_attention(accelerator.device, precision, data.lengths.mean()):
         trainee.language_model.set_attn_implementation("eager")
+    loss = TokenLoss(trainee.language_model, head_apart=False)
+    sharded = request.sharding != "none"
+    if sharded:
+        trainee = shard(loss, trainee, accelerator, offload=request.sharding == "full-offload")
     with accelerator.autocast():
-        loss = TokenLoss(trainee.language_model)
-        refuse_unreached_adapters(loss, trainee.trainable, accelerator.device)
-        packed = choose_packing(loss, request.packing, accelerator.device, report)
-    model = accelerator.prepare_model(loss)
+        loss.look_at_head()
+        with gathered_outside_layers(loss):
+            refuse_unreached_adapters(loss, trainee.trainable, accelerator.device)
+            packed = choose_packing(loss, request.packing, accelerator.device, report)
+    model = accelerator.prepare_model(loss, evaluation_mode=sharded)  # else it would put DDP around
     optimizer = make_optimizer(request.optimizer, trainee.trainable, request.weight_decay)
     trained_parameters = sum(parameter.numel() for parameter in trainee.trainable.values())
     usual_rate = default_rate(request.method, trainee.parameters, random_weights=trainee.random_weights)
@@ -87,6 +95,7 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
         device=str(accelerator.device),
         precision=precision,
         attention=trainee.language_model.config._attn_implementation,
+        sharding=request.sharding,
         packed=packed,
         learning_rate=peak_rate,
         processes=accelerator.num_processes,
@@ -104,6 +113,7 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
         trainee=trainee,
         loss=loss,
         model=model,
+        sharded=sharded,
         packed=packed,
         optimizer=optimizer,
         peak_rate=peak_rate,

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch.distributed.tensor import DTensor
 
-from fm_local.trainer.batching import Indices, collate, collate_packed, micro_batches, rank_share
+from fm_local.trainer.batching import Indices, Piece, collate, collate_packed, micro_batches, pieces_of_all
 from fm_local.trainer.failures import is_out_of_memory
 from fm_local.trainer.packing import pack
 from fm_local.trainer.setup import Training
@@ -50,37 +51,44 @@ class Stepper:
             except Exception as error:
                 # Of several processes, the others already wait for this one's part of the same piece.
                 alone = self._accelerator.num_processes == 1
-                if not (alone and is_out_of_memory(error) and max(map(len, pieces)) > 1):
+                if not (alone and is_out_of_memory(error) and max(len(piece) for piece, _ in pieces) > 1):
                     raise
             self._training.optimizer.zero_grad(set_to_none=True)
             if self._accelerator.device.type == "cuda":
                 torch.cuda.empty_cache()
-            widest = max(len(piece) * int(self._training.data.lengths[piece].max()) for piece in pieces)
+            widest = max(len(piece) * int(self._training.data.lengths[piece].max()) for piece, _ in pieces)
             self.max_tokens = min(self.max_tokens, widest) // 2
 
-    def _pieces(self, examples: Indices) -> list[Indices]:
-        mine = rank_share(examples, self._accelerator.process_index, self._accelerator.num_processes)
-        # A process without a share still takes part: the others wait for its gradients, which are all 0.
+    def _pieces(self, examples: Indices) -> list[Piece]:
+        lengths = self._training.data.lengths
         cut = pack if self._training.packed else micro_batches
-        return cut(mine if len(mine) else examples[:1], self._training.data.lengths, self.max_tokens)
+        return pieces_of_all(
+            examples,
+            lengths,
+            self._accelerator.process_index,
+            self._accelerator.num_processes,
+            cut=lambda share: cut(share, lengths, self.max_tokens),
+            even=self._training.sharded,
+        )
 
     def _accumulate(
-        self, examples: Indices, pieces: list[Indices], step: int, seed: int, max_norm: float
+        self, examples: Indices, pieces: list[Piece], step: int, seed: int, max_norm: float
     ) -> Gradients:
         training, accelerator = self._training, self._accelerator
         rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
         torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
         labels = int(training.data.trained[examples].sum())
-        has_share = len(rank_share(examples, rank, world)) > 0
         load = collate_packed if training.packed else collate
         sums = torch.zeros(2, device=device)
-        for number, piece in enumerate(pieces, start=1):
-            batch = load(training.data, piece, labelled=has_share).to(device)
+        for number, (piece, counts) in enumerate(pieces, start=1):
+            batch = load(training.data, piece, labelled=counts).to(device)
+            # Sharded gradients are summed over the processes with each piece: the whole would not fit, by assumption.
             with accelerator.no_sync(training.model) if number < len(pieces) else nullcontext():
                 loss, right = training.model(batch)
-                # Summed over the whole step, divided once by its labels; DDP divides by `world`, which is undone here.
+                # Summed over the whole step, divided once by its labels; DDP and FSDP2 divide by `world`, undone here.
                 accelerator.backward(loss * (world / labels))
             sums += torch.stack([loss.detach(), right.float()])
         sums = accelerator.reduce(sums) if world > 1 else sums
         norm = torch.nn.utils.clip_grad_norm_(list(training.trainee.trainable.values()), max_norm)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         return Gradients(*torch.cat([sums / labels, norm[None].to(sums)]).tolist())

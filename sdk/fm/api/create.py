@@ -57,7 +57,7 @@ def create(
     register_checkpoint: str = "last",
     trackers: str | Sequence[str] = (),
     num_processes: int = 1,
-    sharding: str | None = None,
+    sharding: Literal["none", "full", "full-offload"] = "none",
     name: str | None = None,
     tags: Mapping[str, str] | None = None,
     duration: str | Duration | None = None,
@@ -114,7 +114,8 @@ def create(
         register_checkpoint: the "last" weights, or those of the evaluation with the lowest loss, "best".
         trackers: any of "mlflow", "wandb", "tensorboard".
         num_processes: training processes on this machine; data-parallel.
-        sharding: refused so far.
+        sharding: what each process holds of the model: all of it ("none": DDP), or a part of weights, gradients and
+            optimiser ("full": FSDP2), and that in the machine's memory instead of the GPU's ("full-offload").
         name: the run's name; need not be unique. None: made from the model's.
         tags: free key-value pairs, kept with the run.
         duration: short for `training_duration`.

@@ -19,6 +19,7 @@ _CHOICES = {
     "optimizer": ("adamw", "adafactor"),
     "lr_scheduler": ("linear", "cosine", "constant"),
     "precision": ("auto", "bf16", "fp32"),
+    "sharding": ("none", "full", "full-offload"),
     "packing": ("auto", "true", "false"),
     "train_on": ("last", "all"),
     "register_checkpoint": ("last", "best"),

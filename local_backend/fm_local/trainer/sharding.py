@@ -1,0 +1,105 @@
+"""Every process keeps a part of each weight, gradient and moment, and gathers a layer's weights while it computes them.
+
+This is torch's FSDP2. It is called directly: accelerate wants the optimiser to exist before the weights are parted, and
+knows where a language model's layers lie only if it is given one, not the module of model and loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from fm_local.trainer.loss import TokenLoss
+from fm_local.trainer.methods import Trainee
+
+
+def shard(loss: TokenLoss, trainee: Trainee, accelerator: Accelerator, *, offload: bool) -> Trainee:
+    """Parts the weights of `loss` among the processes, and moves each part to where it is kept.
+
+    Each layer is gathered by itself, for its forward and its backward pass. Embeddings, last norm and head are gathered
+    for the whole step: the loss applies the head apart from the model, again in the backward pass, and tied ones are
+    used at both ends.
+
+    Args:
+        trainee: on the CPU still, so that no device ever holds the whole.
+        offload: whether the parts, and with them the optimiser, stay in the machine's memory.
+
+    Returns:
+        `trainee` with the parted parameters, which an optimiser is to be made of.
+    """
+    device = accelerator.device
+    mesh = init_device_mesh(device.type, (accelerator.num_processes,))
+    # Gathered in the format that is computed in: else autocast would keep a copy of each layer until the backward pass.
+    half = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
+    precision = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # On a CPU they are in its memory already.
+    policy = CPUOffloadPolicy() if offload and device.type != "cpu" else OffloadPolicy()
+    for layer in _layers(trainee.language_model):
+        fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=policy)
+    fully_shard(loss, mesh=mesh, mp_policy=precision, offload_policy=policy)
+    for method in (loss.logits, loss.look_at_head):
+        register_fsdp_forward_method(loss, method.__name__)
+    return replace(trainee, trainable={n: p for n, p in trainee.language_model.named_parameters() if p.requires_grad})
+
+
+def _layers(model: nn.Module) -> Iterator[nn.Module]:
+    """The members of the outermost lists of modules: a language model's layers, whatever its family calls them."""
+    for child in model.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from _layers(child)
+
+
+@contextmanager
+def gathered_outside_layers(module: nn.Module) -> Iterator[None]:
+    """Embeddings and head of a sharded `module` are whole inside, so that parts of it can be called by themselves, and
+    parted again at the end. A module that isn't sharded is left alone."""
+    if not isinstance(module, FSDPModule):
+        yield
+        return
+    module.unshard()
+    try:
+        yield
+    finally:
+        module.reshard()
+
+
+def gather(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`tensors` with the parted ones whole, in the memory of the first process; the others' are dropped one by one.
+
+    All processes have to call it. One tensor under two names stays one.
+    """
+    whole: dict[int, torch.Tensor] = {}
+    for tensor in tensors.values():
+        if isinstance(tensor, DTensor) and id(tensor) not in whole:
+            # Offloaded parts travel by the device's own network.
+            full = tensor.detach().to(tensor.device_mesh.device_type).full_tensor()
+            whole[id(tensor)] = full.cpu() if tensor.device_mesh.get_rank() == 0 else full.new_empty(0)
+    return {name: whole.get(id(tensor), tensor) for name, tensor in tensors.items()}
+
+
+def part_of(whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """This process's part of `whole`, which lies parted as `parameter` does, and where `parameter` is."""
+    if not isinstance(parameter, DTensor):
+        return whole.to(parameter.device)
+    mesh = parameter.device_mesh
+    # Every process has read the whole: nothing need be sent.
+    return distribute_tensor(whole.to(mesh.device_type), mesh, parameter.placements, src_data_rank=None).to(
+        parameter.device
+    )
