@@ -26,7 +26,7 @@ class TokenLoss(nn.Module):
     """
 
     def __init__(self, language_model: Any, *, head_apart: bool | None = None) -> None:
-        """`head_apart`: whether head(backbone(ids)) are the model's logits. None: found by trying, with weights."""
+        """`head_apart`: whether head(backbone(ids)) are the model's logits. None: found by trying it."""
         super().__init__()
         self.language_model = language_model
         self._split = _head_can_be_applied_apart(language_model) if head_apart is None else head_apart

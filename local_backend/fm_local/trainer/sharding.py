@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -89,7 +90,7 @@ def gather(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for tensor in tensors.values():
         if isinstance(tensor, DTensor) and id(tensor) not in whole:
             # Offloaded parts travel by the device's own network.
-            full = tensor.detach().to(tensor.device_mesh.device_type).full_tensor()
+            full = cast(DTensor, tensor.detach().to(tensor.device_mesh.device_type)).full_tensor()
             whole[id(tensor)] = full.cpu() if tensor.device_mesh.get_rank() == 0 else full.new_empty(0)
     return {name: whole.get(id(tensor), tensor) for name, tensor in tensors.items()}
 
