@@ -104,6 +104,7 @@ def test_the_best_weights_are_restored_into_a_sharded_model(tmp_path: Path) -> N
     # The first steps learn, and then the rate is so high that all is lost.
     common = request(
         model("llama", tmp_path / "base"), learning_rate=0.03, warmup=0.9, register_checkpoint="best",
+        eval_data_path="data.jsonl",
         eval_interval="2ba", save_interval="2ba",
     )  # fmt: skip
     job, one = make_job(tmp_path / "one", **common)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from fm_local.trainer import loss as loss_module
 from fm_local.trainer.batching import MicroBatch, collate, micro_batches
 from fm_local.trainer.loss import TokenLoss
 from support.models import END, EOS, Example, Rows, events, examples, lines, make_job, model, run
+from support.ranks import run_ranks
 
 
 def plain_mean_gradient(path: Path, rows: list[Example]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -161,22 +161,7 @@ def test_trap_4_and_5_two_processes_train_and_evaluate_as_one_does(tmp_path: Pat
     job, one = make_job(tmp_path / "one", **common)
     run(job, one)
     _, two = make_job(tmp_path / "two", **common, num_processes=2)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--master-addr=127.0.0.1",
-        "--master-port=0",
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=127.0.0.1:0",
-        "-m",
-        "fm_local.trainer",
-        str(two.path),
-    ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks(two)
     for name in ("loss/train/total", "grad_norm", "metrics/eval/LanguageCrossEntropy", "metrics/eval/TokenAccuracy"):
         assert series(one, name) == pytest.approx(series(two, name), rel=1e-4), name
     first, second = trained_weights(one), trained_weights(two)
