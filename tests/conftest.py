@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,11 +33,12 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """URL of a real PostgreSQL server."""
     from support.stores import postgres_server
 
-    with postgres_server(tmp_path_factory.mktemp("postgres")) as url:
+    # Not below pytest's folder, which each new session closes to the user under whom root's PostgreSQL runs.
+    with tempfile.TemporaryDirectory(prefix="fm-postgres-") as folder, postgres_server(Path(folder) / "data") as url:
         yield url
 
 

@@ -10,7 +10,7 @@
     ├── NotFound                no run, model, checkpoint or file of that name
     ├── Conflict                it exists already, is still in use, or is in a state that forbids this
     ├── Unauthorised            no token, or one that is unknown, expired or revoked
-    ├── Forbidden               the token lacks the scope for this: says which
+    ├── Forbidden               the token lacks the scope, or the data set is sensitive: says which
     ├── Damaged                 the audit log, or a backup, is not what was written: says from where on
     ├── MissingExtra            an optional part of ftctl is not installed: says the command that installs it
     ├── Unavailable             something outside the request is in the way; trying again later may help
@@ -140,7 +140,7 @@ class Unauthorised(FMError):
 
 
 class Forbidden(FMError):
-    """The token is good, but lacks the scope for what was asked."""
+    """The token is good, but lacks the scope for what was asked; or the data set is marked sensitive."""
 
     exit_code = 10
 

@@ -117,7 +117,9 @@ def _registered(model: str, backend: Backend) -> ModelRef:
     except NotFound as error:
         raise NotFound(error.message, hint=_did_you_mean(model, backend) or error.hint) from None
     base = version.base if version.kind == "adapter" else None
-    return ModelRef(kind="registered", name=version.ref, path=version.path, adapter_of=base)
+    if base and base.kind == "registered" and base.team is None:
+        base = base.model_copy(update={"team": version.team})
+    return ModelRef(kind="registered", name=version.ref, path=version.path, adapter_of=base, team=version.team)
 
 
 def _from_folder(folder: Path, backend: Backend) -> ModelRef:

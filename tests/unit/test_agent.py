@@ -19,7 +19,7 @@ from fm.launching import Handle, Life, Poll
 from fm.layout import StageFolder
 from fm.lifecycle import EventType, Fault, Status
 from fm.types import Event, RunRecord
-from support.bench import Bench
+from support.bench import WHO, Bench
 from support.stores import moment
 
 
@@ -162,7 +162,7 @@ def test_a_cancel_at_any_point_stops_the_run_and_nothing_is_registered(tmp_path:
     for _ in range(steps):
         bench.clock.sleep(1)
         bench.agent.step()
-    bench.store.cancel("local", record.id, Event(type=EventType.CANCEL_REQUESTED, time=moment(), message="enough"))
+    bench.store.cancel(WHO, record.id, Event(type=EventType.CANCEL_REQUESTED, time=moment(), message="enough"))
     run = bench.finish(record)
     assert run.status is Status.STOPPED
     assert list(bench.store.models("local", None, 10)) == []
@@ -177,7 +177,7 @@ def test_a_training_that_does_not_stop_in_time_is_killed(tmp_path: Path) -> None
     bench = Bench(tmp_path, Deaf(Script(holds_at=4), SimulatedClock()))
     record = bench.create()
     bench.step(record, lambda run: run.step >= 3)
-    bench.store.cancel("local", record.id, Event(type=EventType.CANCEL_REQUESTED, time=moment(), message="enough"))
+    bench.store.cancel(WHO, record.id, Event(type=EventType.CANCEL_REQUESTED, time=moment(), message="enough"))
     assert bench.finish(record).status is Status.STOPPED
 
 

@@ -200,11 +200,11 @@ def test_a_requeued_run_is_not_claimed_before_its_time(store: RunStore, clock: S
 
 def test_a_queued_run_is_cancelled_at_once_and_an_active_one_through_its_agent(store: RunStore) -> None:
     queued = create(store)
-    assert store.cancel("red", queued.id, happened(EventType.CANCEL_REQUESTED)).status is Status.STOPPED
+    assert store.cancel(WHO, queued.id, happened(EventType.CANCEL_REQUESTED)).status is Status.STOPPED
     active = create(store, key="2")
     claim(store)
     for _ in range(2):
-        assert store.cancel("red", active.id, happened(EventType.CANCEL_REQUESTED)).status is Status.TERMINATING
+        assert store.cancel(WHO, active.id, happened(EventType.CANCEL_REQUESTED)).status is Status.TERMINATING
     assert len(store.events(active.id, 2, 10)) == 1
 
 
@@ -214,7 +214,7 @@ def test_cancel_and_completion_at_once_end_the_run_once(store: RunStore) -> None
         lease = claim(store)[1]
 
         def cancel(run: RunRecord = run) -> None:
-            store.cancel("red", run.id, happened(EventType.CANCEL_REQUESTED))
+            store.cancel(WHO, run.id, happened(EventType.CANCEL_REQUESTED))
 
         def complete(lease: Lease = lease) -> None:
             store.complete(lease, happened(EventType.COMPLETED), None)
@@ -291,7 +291,7 @@ def test_a_removed_number_is_not_given_again(store: RunStore) -> None:
         create(store, key=str(number))
         run, lease = claim(store)
         assert store.complete(lease, happened(EventType.COMPLETED), _version(run)).registered_model == f"a.b.c/{number}"
-        store.remove_model("red", f"a.b.c/{number}")
+        store.remove_model(WHO, f"a.b.c/{number}")
 
 
 def test_a_model_that_an_unfinished_run_needs_is_kept(store: RunStore) -> None:
@@ -306,9 +306,9 @@ def test_a_model_that_an_unfinished_run_needs_is_kept(store: RunStore) -> None:
     ref = ModelRef(kind="registered", name=model.ref)
     waiting = store.create(replace(new_run(), model=ref), "child", WHO)
     with pytest.raises(Conflict):
-        store.remove_model("red", "a.b.c")
-    store.cancel("red", waiting.id, happened(EventType.CANCEL_REQUESTED))
-    store.remove_model("red", "a.b.c")
+        store.remove_model(WHO, "a.b.c")
+    store.cancel(WHO, waiting.id, happened(EventType.CANCEL_REQUESTED))
+    store.remove_model(WHO, "a.b.c")
 
 
 def test_a_beginning_that_several_ids_share_is_a_conflict(store: RunStore) -> None:
@@ -371,10 +371,10 @@ def test_a_run_is_not_made_from_what_was_removed_while_it_was_prepared(store: Ru
     base = ModelRef(kind="registered", name=ended.registered_model)
     fine = store.create(replace(new_run(), model=base), "fine", WHO)
     with pytest.raises(Conflict):
-        store.remove_model("red", base.name)
-    store.cancel("red", fine.id, happened(EventType.CANCEL_REQUESTED))
-    store.remove_model("red", base.name)
-    store.remove("red", record.id)
+        store.remove_model(WHO, base.name)
+    store.cancel(WHO, fine.id, happened(EventType.CANCEL_REQUESTED))
+    store.remove_model(WHO, base.name)
+    store.remove(WHO, record.id)
     with pytest.raises(NotFound, match=base.name):
         store.create(replace(new_run(), model=base), "late", WHO)
     with pytest.raises(NotFound, match=record.id):
@@ -387,7 +387,7 @@ def test_many_set_one_alias_at_once(store: RunStore) -> None:
     record, lease = claim(store)
     store.complete(lease, happened(EventType.COMPLETED), _version(record))
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: store.alias("red", "a.b.c", "best", remove=False), range(16)))
+        list(pool.map(lambda _: store.alias(WHO, "a.b.c", "best", remove=False), range(16)))
     assert store.model("red", "a.b.c@best").aliases == ("best",)
 
 

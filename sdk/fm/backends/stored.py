@@ -107,7 +107,7 @@ class StoreRuns:
             message=f"cancelled by {who}" + (f": {reason}" if reason else ""),
             data={"actor": who},
         )
-        record = self._store.cancel(self._team, run, event)
+        record = self._store.cancel(self._backend.principal, run, event)
         self._backend.tend()
         return record
 
@@ -134,7 +134,7 @@ class StoreRuns:
 
     def delete(self, run: str) -> None:
         # The row goes first: a folder without a row is garbage that `ftctl gc` finds, a row without a folder a lie.
-        record = self._store.remove(self._team, run)
+        record = self._store.remove(self._backend.principal, run)
         with disk_errors(self._backend.storage.runs):
             shutil.rmtree(self._backend.storage.run(record.id).path, ignore_errors=True)
 
@@ -157,6 +157,7 @@ class StoreModels:
 
     def __init__(self, backend: StoreBackend) -> None:
         self._store = backend.store
+        self._who = backend.principal
         self._team = backend.principal.team
 
     def get(self, ref: str) -> ModelVersion:
@@ -166,7 +167,7 @@ class StoreModels:
         return self._store.models(self._team, name, max(0, min(limit, PAGE_LIMIT)))
 
     def alias(self, ref: str, alias: str, *, remove: bool = False) -> ModelVersion:
-        return self._store.alias(self._team, ref, alias, remove=remove)
+        return self._store.alias(self._who, ref, alias, remove=remove)
 
     def open(self, ref: str) -> Path:
         version = self.get(ref)
@@ -174,12 +175,13 @@ class StoreModels:
         if not folder.is_dir():
             raise NotFound(f"the files of {version.ref} are gone from {folder}", hint="set FM_RUNS to where they lie")
         if read_manifest(folder, verify=True) is None:
-            remedy = f"fm.rerun({version.run_id!r}) makes them again"
+            remedy = f"fm.rerun({version.run_id!r}) makes them again" if version.run_id else "ask the team that owns it"
             raise Unavailable(f"the files of {version.ref} in {folder} are damaged", hint=remedy)
+        self._store.note(self._who, "model.open", version.ref)
         return folder
 
     def delete(self, ref: str) -> None:
-        version = self._store.remove_model(self._team, ref)
+        version = self._store.remove_model(self._who, ref)
         with disk_errors(Path(version.path)):
             shutil.rmtree(version.path, ignore_errors=True)
 

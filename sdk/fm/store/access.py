@@ -9,16 +9,17 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, exists, or_, select, update
 
 from fm.clock import Clock
-from fm.errors import Forbidden, Unauthorised
+from fm.errors import Forbidden, NotFound, Unauthorised
 from fm.store import audit
 from fm.store.database import Database
-from fm.store.schema import tokens
+from fm.store.schema import datasets, grants, models, tokens
 from fm.types import Principal, Scope
 
 _TOKEN = re.compile(r"ftc_([0-9a-z]{10})_[0-9a-f]{64}")
@@ -27,6 +28,65 @@ _NO_TOKEN = "0" * 64
 _NOTED_EVERY = 60.0
 """Seconds between two notes of a token's use, and between two audit entries on its refusal: asking often, or being
 refused often, must not fill the store."""
+
+
+def model_owner(connection: Connection, team: str, name: str) -> str:
+    """The team whose model `name` means for `team`: its own if it has one, else the one that it was granted."""
+    own = select(models.c.version).where(models.c.team == team, models.c.name == name).limit(1)
+    if connection.execute(own).first():
+        return team
+    granted = select(grants.c.team).where(_granted(team, "model"), grants.c.object == name)
+    return connection.execute(granted).scalar() or team
+
+
+def visible_models(team: str) -> ColumnElement[bool]:
+    """Which rows of `models` the team may read: its own, and those granted whose names it does not use itself."""
+    own = models.alias()
+    used = exists().where(own.c.team == team, own.c.name == models.c.name)
+    given = exists().where(_granted(team, "model"), grants.c.object == models.c.name, grants.c.team == models.c.team)
+    return or_(models.c.team == team, and_(given, ~used))
+
+
+def find_dataset(connection: Connection, team: str, digest: str) -> Row[Any]:
+    """The row of the data set, the team's own or one that it was granted; marked sensitive if one of them is.
+
+    Raises:
+        NotFound: there is none that it may read.
+    """
+    rows = connection.execute(select(datasets).where(datasets.c.digest == digest, _visible_datasets(team))).all()
+    if not rows:
+        raise NotFound(f"there is no data set {digest[:12]}…", hint="`ftctl data list` shows those that there are")
+    return max(rows, key=lambda row: (row.sensitive, row.team == team))
+
+
+def require_download(connection: Connection, team: str, digest: str) -> Row[Any]:
+    """The row of a data set that may be handed out.
+
+    Raises:
+        NotFound: there is none that the team may read.
+        Forbidden: it is marked sensitive.
+    """
+    row = find_dataset(connection, team, digest)
+    if row.sensitive:
+        raise Forbidden(f"data set {row.name} is marked sensitive: it can be trained on, and not downloaded")
+    return row
+
+
+def are_sensitive(connection: Connection, team: str, digests: Collection[str]) -> bool:
+    """Whether one of these data sets, as far as the team may read them, is marked sensitive."""
+    at = (datasets.c.digest.in_(digests), datasets.c.sensitive != 0, _visible_datasets(team))
+    return connection.execute(select(datasets.c.digest).where(*at).limit(1)).first() is not None
+
+
+def _visible_datasets(team: str) -> ColumnElement[bool]:
+    given = exists().where(
+        _granted(team, "data"), grants.c.object == datasets.c.digest, grants.c.team == datasets.c.team
+    )
+    return or_(datasets.c.team == team, given)
+
+
+def _granted(team: str, kind: str) -> ColumnElement[bool]:
+    return and_(grants.c.to_team == team, grants.c.kind == kind)
 
 
 class Access:

@@ -1,4 +1,4 @@
-"""Administering a store: teams, users, tokens and grants. Every order is noted in the audit log, in its transaction."""
+"""Administering a store: its teams, users, tokens, grants and data sets. Every order is noted in the audit log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fm.store import audit
 from fm.store.access import digest_of
 from fm.store.audit import AuditEntry, AuditHead
 from fm.store.database import Database
-from fm.store.members import Grant, GrantKind, NewToken, Team, TokenRecord, User
+from fm.store.members import Dataset, Grant, GrantKind, NewToken, Team, TokenRecord, User
 from fm.store.schema import datasets, grants, models, teams, tokens, users
 from fm.types import ALL_SCOPES, Principal, Scope
 
@@ -210,6 +210,28 @@ class Administration:
             found = _exists(connection, datasets.c.team == team, datasets.c.digest == object)
         if not found:
             raise NotFound(f"team {team} has no {'model' if kind == 'model' else 'data set'} {object}")
+
+    # Data sets
+
+    def datasets(self) -> Sequence[Dataset]:
+        """The data sets of all teams, newest first."""
+        query = select(datasets).order_by(datasets.c.created_at.desc(), datasets.c.team, datasets.c.digest)
+        with self._database.read() as connection:
+            rows = map(_fields, connection.execute(query))
+            return [Dataset(**(row | {"sensitive": bool(row["sensitive"])})) for row in rows]
+
+    def mark_dataset(self, team: str, digest: str, *, sensitive: bool) -> None:
+        """Marks a data set as sensitive, or as no longer so. From then on, what was stored of it before is treated
+        likewise: samples in events are withheld.
+
+        Raises:
+            NotFound: the team has no such data set.
+        """
+        at = (datasets.c.team == team, datasets.c.digest == digest)
+        with self._database.write() as connection:
+            if not connection.execute(update(datasets).where(*at).values(sensitive=int(sensitive))).rowcount:
+                raise NotFound(f"team {team} has no data set {digest}", hint="`ftctl admin data list` shows all")
+            self._note(connection, "data.mark", digest, team=team, sensitive=sensitive)
 
     # The audit log
 

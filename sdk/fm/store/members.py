@@ -1,4 +1,4 @@
-"""What is known of teams, users, tokens and grants: the values that `fm.store.admin` returns."""
+"""What is known of teams, users, tokens, grants and data sets: the values that `fm.store.admin` returns."""
 
 from __future__ import annotations
 
@@ -60,4 +60,18 @@ class Grant:
     kind: GrantKind
     object: str
     to_team: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A data set that a team has sent. One that is sensitive is trained on, and shown in no part."""
+
+    team: str
+    digest: str
+    name: str
+    owner: str
+    bytes: int
+    rows: int | None
+    sensitive: bool
     created_at: datetime

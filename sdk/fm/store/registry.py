@@ -11,9 +11,10 @@ from sqlalchemy import Connection, delete, insert, select
 
 from fm.errors import Conflict, NotFound
 from fm.names import check_alias, check_model_name
+from fm.store import access
 from fm.store.database import take_turns, upsert_into
 from fm.store.schema import aliases, model_names, models
-from fm.types import ModelVersion
+from fm.types import ModelRef, ModelVersion
 
 _REF = re.compile(r"(?P<name>[^@/]+)(?:@(?P<alias>[^@/]+)|/(?P<version>[0-9]+))?")
 
@@ -43,11 +44,16 @@ class Ref:
 
 
 def get(connection: Connection, team: str, text: str) -> ModelVersion:
-    """The version that `text` names.
+    """The version that `text` means for the team: one of its own, or of one that it was granted.
 
     Raises:
         NotFound: there is none.
     """
+    owner = access.model_owner(connection, team, Ref.parse(text).name)
+    return _as_seen_by(team, _own(connection, owner, text))
+
+
+def _own(connection: Connection, team: str, text: str) -> ModelVersion:
     ref = Ref.parse(text)
     number = ref.version
     if ref.alias:
@@ -63,22 +69,42 @@ def get(connection: Connection, team: str, text: str) -> ModelVersion:
     return _with_aliases(connection, ModelVersion.model_validate_json(record))
 
 
+def _as_seen_by(team: str, version: ModelVersion) -> ModelVersion:
+    """What another team was granted is the model, and not whose run made it of what."""
+    return version if version.team == team else version.model_copy(update={"run_id": None, "lineage": {}})
+
+
 def keep_still(connection: Connection, team: str, text: str) -> ModelVersion:
-    """The version that `text` names, which nobody removes or points aliases at until the transaction ends.
+    """The team's own version that `text` names, which nobody removes or points aliases at until the transaction ends.
 
     Raises:
         NotFound: there is none.
     """
     take_turns(connection, f"model {team} {Ref.parse(text).name}")
-    return get(connection, team, text)
+    return _own(connection, team, text)
+
+
+def keep_readable(connection: Connection, team: str, ref: ModelRef) -> ModelRef:
+    """`ref` to a registered model that the team may read, with its owner and folder; nobody removes it until the
+    transaction ends.
+
+    Raises:
+        NotFound: there is none.
+    """
+    owner = access.model_owner(connection, team, Ref.parse(ref.name).name)
+    if ref.team not in (None, owner):
+        raise NotFound(f"there is no model {ref.name}", hint="it was granted when it was looked up, and is no more")
+    version = keep_still(connection, owner, ref.name)
+    return ref.model_copy(update={"team": owner, "path": version.path})
 
 
 def list_versions(connection: Connection, team: str, name: str | None, limit: int) -> Sequence[ModelVersion]:
-    """Versions whose name fits the glob `name`, newest first."""
-    query = select(models.c.name, models.c.record).where(models.c.team == team)
+    """Versions that the team may read and whose name fits the glob `name`, newest first."""
+    query = select(models.c.name, models.c.record).where(access.visible_models(team))
     rows = connection.execute(query.order_by(models.c.created_at.desc(), models.c.version.desc()))
     fitting = [record for found, record in rows if name is None or fnmatch.fnmatchcase(found, name)]
-    return [_with_aliases(connection, ModelVersion.model_validate_json(record)) for record in fitting[:limit]]
+    versions = (ModelVersion.model_validate_json(record) for record in fitting[:limit])
+    return [_with_aliases(connection, _as_seen_by(team, version)) for version in versions]
 
 
 def insert_version(connection: Connection, version: ModelVersion) -> ModelVersion:
@@ -95,6 +121,7 @@ def insert_version(connection: Connection, version: ModelVersion) -> ModelVersio
             run_id=stored.run_id,
             created_at=stored.created_at.timestamp(),
             record=stored.model_dump_json(),
+            bytes=stored.bytes,
         )
     )
     return stored
@@ -132,13 +159,12 @@ def remove(connection: Connection, team: str, text: str) -> ModelVersion:
     Raises:
         Conflict: another version is based on it.
     """
-    version = get(connection, team, text)
-    for record in connection.execute(select(models.c.record).where(models.c.team == team)).scalars():
+    version = _own(connection, team, text)
+    for record in connection.execute(select(models.c.record)).scalars():
         other = ModelVersion.model_validate_json(record)
-        if other.base and other.base.name == version.ref:
-            raise Conflict(
-                f"{version.ref} can't be removed: {other.ref} is based on it", hint=f"remove {other.ref} first"
-            )
+        if other.base and (other.base.team or other.team, other.base.name) == (team, version.ref):
+            which = other.ref if other.team == team else "a model of another team"
+            raise Conflict(f"{version.ref} can't be removed: {which} is based on it", hint=f"remove {which} first")
     at = (models.c.team == team, models.c.name == version.name, models.c.version == version.version)
     connection.execute(delete(models).where(*at))
     pointing = (aliases.c.team == team, aliases.c.name == version.name, aliases.c.version == version.version)

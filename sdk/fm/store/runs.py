@@ -14,10 +14,10 @@ from fm.backends.base import PAGE_LIMIT, NewRun, RunFilter
 from fm.errors import Conflict, NotFound
 from fm.lifecycle import TERMINAL, EventType, Status
 from fm.names import new_run_id, new_run_name
-from fm.store import registry
+from fm.store import audit, registry, sensitive
 from fm.store.database import take_turns
 from fm.store.schema import events, logs, metrics, runs
-from fm.types import Event, LogChunk, MetricRow, Principal, RunRecord
+from fm.types import Event, LogChunk, MetricRow, ModelRef, Principal, RunRecord
 
 _LOG_PAGE = 200
 """Chunks of log in one answer."""
@@ -30,6 +30,7 @@ def create(
 
     Raises:
         NotFound: the run that it goes on from, or the registered model that it trains, has been removed.
+        RequestError: it would show samples of a data set that is marked sensitive.
     """
     take_turns(connection, f"create {who.team} {key}")
     same = (runs.c.team == who.team, runs.c.idempotency_key == key)
@@ -38,9 +39,8 @@ def create(
     # What it needs was there when it was looked up; it may have been removed since.
     if parent:
         lock(connection, parent.id)
-    for ref in (new.model, new.model.adapter_of):
-        if ref and ref.kind == "registered":
-            registry.keep_still(connection, who.team, ref.name)
+    model = _keep_models(connection, who.team, new.model)
+    sensitive.refuse_to_show(connection, who.team, new)
     run_id = new_run_id()
     pending = RunRecord(
         id=run_id,
@@ -50,7 +50,7 @@ def create(
         team=who.team,
         owner=who.user,
         launcher=new.launcher,
-        model=new.model,
+        model=model,
         train_data=new.train_data,
         eval_data=new.eval_data,
         caller=new.caller,
@@ -72,7 +72,20 @@ def create(
         )
     )
     message = f"goes on from {parent.name}" if parent else "waits for an agent"
-    return append(connection, run_id, [Event(type=EventType.CREATED, time=now, message=message)])
+    record = append(connection, run_id, [Event(type=EventType.CREATED, time=now, message=message)])
+    data = sensitive.digests(new.train_data, new.eval_data)
+    of = {"goes_on_from": parent.id} if parent else {}
+    action = "run.resume" if parent else "run.create"
+    audit.record(connection, who, now, action, run_id, name=record.name, model=model.name, data=data, **of)
+    return record
+
+
+def _keep_models(connection: Connection, team: str, model: ModelRef) -> ModelRef:
+    """`model` with its owner and folder, where it is registered, and likewise the base of an adapter."""
+    base = model.adapter_of
+    if base and base.kind == "registered":
+        model = model.model_copy(update={"adapter_of": registry.keep_readable(connection, team, base)})
+    return registry.keep_readable(connection, team, model) if model.kind == "registered" else model
 
 
 def append(connection: Connection, run_id: str, new: Sequence[Event]) -> RunRecord:
@@ -161,7 +174,8 @@ def list_runs(connection: Connection, team: str, wanted: RunFilter) -> list[RunR
     if wanted.before:
         query = query.where(runs.c.created_at < wanted.before.timestamp())
     if wanted.cursor:
-        at = connection.execute(select(runs.c.created_at).where(runs.c.id == wanted.cursor)).scalar()
+        last = (runs.c.team == team, runs.c.id == wanted.cursor)
+        at = connection.execute(select(runs.c.created_at).where(*last)).scalar()
         if at is None:
             raise NotFound(f"there is no run {wanted.cursor} to go on from")
         older = (runs.c.created_at < at) | ((runs.c.created_at == at) & (runs.c.id < wanted.cursor))
@@ -186,7 +200,7 @@ def _fits(row: Any, name: str) -> bool:
 def read_events(connection: Connection, run_id: str, after: int, limit: int) -> list[Event]:
     query = select(events.c.record).where(events.c.run_id == run_id, events.c.seq > after).order_by(events.c.seq)
     rows = connection.execute(query.limit(max(0, min(limit, PAGE_LIMIT)))).scalars()
-    return [Event.model_validate_json(record) for record in rows]
+    return sensitive.withhold(connection, run_id, [Event.model_validate_json(record) for record in rows])
 
 
 def read_metrics(
@@ -212,13 +226,13 @@ def read_log(connection: Connection, run_id: str, offset: int) -> LogChunk:
     return LogChunk(text="".join(row.text for row in rows), next_offset=rows[-1].seq if rows else offset)
 
 
-def cancel(connection: Connection, team: str, ref: str, event: Event) -> RunRecord:
+def cancel(connection: Connection, who: Principal, ref: str, event: Event) -> RunRecord:
     """Stops a run that waits; asks the agent to stop one that is active. Asking twice changes nothing.
 
     Raises:
         Conflict: the run has ended.
     """
-    record = find(connection, team, ref)
+    record = find(connection, who.team, ref)
     record = RunRecord.model_validate_json(lock(connection, record.id).record)
     if record.status.is_terminal():
         raise Conflict(f"run {record.name} is {record.status.value}: there is nothing to cancel")
@@ -226,16 +240,18 @@ def cancel(connection: Connection, team: str, ref: str, event: Event) -> RunReco
         return record
     waits = record.status in (Status.PENDING, Status.QUEUED)
     kind = EventType.CANCELED if waits else EventType.CANCEL_REQUESTED
-    return append(connection, record.id, [event.model_copy(update={"type": kind})])
+    record = append(connection, record.id, [event.model_copy(update={"type": kind})])
+    audit.record(connection, who, event.time, "run.cancel", record.id, name=record.name)
+    return record
 
 
-def remove(connection: Connection, team: str, ref: str) -> RunRecord:
+def remove(connection: Connection, who: Principal, ref: str, now: datetime) -> RunRecord:
     """Removes an ended run with its history.
 
     Raises:
         Conflict: it has not ended, or a run that has not ended goes on from it.
     """
-    record = find(connection, team, ref)
+    record = find(connection, who.team, ref)
     record = RunRecord.model_validate_json(lock(connection, record.id).record)
     if not record.status.is_terminal():
         raise Conflict(f"run {record.name} is {record.status.value}", hint=f"ftctl runs cancel {record.name}")
@@ -245,6 +261,7 @@ def remove(connection: Connection, team: str, ref: str) -> RunRecord:
     for table in (events, metrics, logs):
         connection.execute(delete(table).where(table.c.run_id == record.id))
     connection.execute(delete(runs).where(runs.c.id == record.id))
+    audit.record(connection, who, now, "run.delete", record.id, name=record.name)
     return record
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import delete, insert, select, update
 from fm.backends.base import NewRun, RunFilter
 from fm.clock import Clock, SystemClock
 from fm.errors import Conflict
-from fm.store import leases, registry
+from fm.store import audit, leases, registry
 from fm.store import runs as run_store
 from fm.store.access import Access
 from fm.store.admin import Administration
@@ -80,13 +80,13 @@ class RunStore:
         with self.database.read() as connection:
             return run_store.read_log(connection, run_id, offset)
 
-    def cancel(self, team: str, ref: str, event: Event) -> RunRecord:
+    def cancel(self, who: Principal, ref: str, event: Event) -> RunRecord:
         with self.database.write() as connection:
-            return run_store.cancel(connection, team, ref, event)
+            return run_store.cancel(connection, who, ref, event)
 
-    def remove(self, team: str, ref: str) -> RunRecord:
+    def remove(self, who: Principal, ref: str) -> RunRecord:
         with self.database.write() as connection:
-            return run_store.remove(connection, team, ref)
+            return run_store.remove(connection, who, ref, self.clock.now())
 
     def unfinished(self) -> Sequence[RunRecord]:
         """Runs of all teams that have not ended, oldest first."""
@@ -146,17 +146,29 @@ class RunStore:
         with self.database.read() as connection:
             return registry.list_versions(connection, team, name, limit)
 
-    def alias(self, team: str, ref: str, alias: str, *, remove: bool) -> ModelVersion:
+    def alias(self, who: Principal, ref: str, alias: str, *, remove: bool) -> ModelVersion:
         with self.database.write() as connection:
-            return registry.set_alias(connection, team, ref, alias, remove=remove)
+            version = registry.set_alias(connection, who.team, ref, alias, remove=remove)
+            action = "model.unalias" if remove else "model.alias"
+            audit.record(connection, who, self.clock.now(), action, version.ref, alias=alias)
+            return version
 
-    def remove_model(self, team: str, ref: str) -> ModelVersion:
+    def remove_model(self, who: Principal, ref: str) -> ModelVersion:
         with self.database.write() as connection:
-            version = registry.keep_still(connection, team, ref)
+            version = registry.keep_still(connection, who.team, ref)
             for run in run_store.unfinished(connection):
-                if version.ref in (run.model.name, run.model.adapter_of and run.model.adapter_of.name):
-                    raise Conflict(f"{version.ref} can't be removed: run {run.name} needs it", hint="wait or cancel it")
-            return registry.remove(connection, team, ref)
+                needed = [(need.team or run.team, need.name) for need in (run.model, run.model.adapter_of) if need]
+                if (version.team, version.ref) in needed:
+                    which = f"run {run.name}" if run.team == who.team else "a run of another team"
+                    raise Conflict(f"{version.ref} can't be removed: {which} needs it", hint="wait for its end")
+            registry.remove(connection, who.team, ref)
+            audit.record(connection, who, self.clock.now(), "model.delete", version.ref)
+            return version
+
+    def note(self, who: Principal, action: str, object: str, **detail: Any) -> None:
+        """Adds to the audit log what changes nothing in the store, such as a download."""
+        with self.database.write() as connection:
+            audit.record(connection, who, self.clock.now(), action, object, **detail)
 
     def in_use(self) -> tuple[frozenset[str], frozenset[str]]:
         """The ids of all runs, and of all runs that registered a model; of every team."""
