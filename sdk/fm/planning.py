@@ -50,7 +50,7 @@ def layout_of(sharding: str | None) -> Layout:
     return _LAYOUTS.get(name, "full_shard")
 
 
-def parse_bytes(value: float | str | None) -> int | None:
+def parse_bytes(value: float | str | None, *, field: str = "device_memory") -> int | None:
     """A number of bytes, or text such as "24GB" or "80 GiB".
 
     Raises:
@@ -61,11 +61,11 @@ def parse_bytes(value: float | str | None) -> int | None:
     if isinstance(value, str):
         match = re.fullmatch(r"([0-9.]+)\s*([kmgt]?)(i?)b?", value.strip().lower())
         if not match:
-            raise RequestError(f"device_memory {value!r} is no size", field="device_memory", hint='write "24GB"')
+            raise RequestError(f"{field} {value!r} is no size", field=field, hint='write "24GB"')
         unit = 1024 ** " kmgt".index(match[2] or " ") if match[3] else _BYTES[match[2]]
         value = float(match[1]) * unit
     if value <= 0:
-        raise RequestError("device_memory must be above 0", field="device_memory", hint='write "24GB"')
+        raise RequestError(f"{field} must be above 0", field=field, hint='write "24GB"')
     return int(value)
 
 

@@ -17,6 +17,7 @@ from fm.errors import FMError
 INTERRUPTED = 130
 """Exit code at Ctrl-C, as in a shell: 128 and the signal's number."""
 _COMMANDS = {
+    "admin": "fm.cli.admin:admin",
     "agent": "fm.cli.agent:agent",
     "completion": "fm.cli.completion:completion",
     "create": "fm.cli.create:create",
