@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sys
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fm.backends.base import Backend, NewRun
+from fm.backends.base import Backend, Machine, NewRun
 from fm.display import human_bytes, plain
-from fm.errors import DiskFull, MissingExtra, RequestError, Unsupported
-from fm.planning import make_plan, parameters_of, refuse_oversize
-from fm.plugins import find, missing_from, require
+from fm.errors import RequestError, Unsupported
+from fm.examine import DEFAULT_LAUNCHER, ThisMachine
+from fm.planning import make_plan
+from fm.plugins import require
 from fm.rates import KNOWN_RATES
 from fm.request import TrainRequest
-from fm.resolve import context_length_of, refuse_quantised, resolve_model
 from fm.types import Checkpoint, DataRef, ModelRef, RunRecord
 
 if TYPE_CHECKING:
@@ -30,9 +29,6 @@ _NOT_REQUEST = {
     "validate_inputs", "data_prep_cluster_id", "idempotency_key", "dry_run", "allow_oversize", "backend", "launcher",
     *_SHORT,
 }
-DEFAULT_LAUNCHER = "process"
-_LEAST_FREE = 64 << 20
-"""Bytes for logs, metrics, tokenised data and an adapter, whatever else is written."""
 
 
 class RequestWarning(UserWarning):
@@ -49,7 +45,10 @@ class DryRun:
     eval_data: DataRef | None
     backend: str
     launcher: str
+    machine: Machine = field(repr=False, compare=False)
+    """Who answers for the place where it would be trained."""
     warnings: tuple[str, ...] = ()
+    allow_oversize: bool = False
 
     @property
     def rows(self) -> int | None:
@@ -95,27 +94,18 @@ def prepare(given: Mapping[str, Any], backend: Backend, *, plan_only: bool = Fal
         RequestError, DataError, NotFound, Unavailable, MissingExtra: what is wrong, and what to write instead.
     """
     request = TrainRequest.build(_request_fields(given))
-    model = resolve_model(request.model, backend)
-    if not plan_only:
-        _check_method(request, model)
-    refuse_quantised(model)
-    _check_context_length(request, model)
+    machine = backend.machine or ThisMachine(backend)
     launcher = given["launcher"] or DEFAULT_LAUNCHER
-    find("launchers", launcher)
-    if backend.trains_here and not plan_only:
-        require("launchers", launcher)
-        _check_extras(request)
-    if request.custom_weights_path:
-        request = request.model_copy(update={"custom_weights_path": _find_weights(request.custom_weights_path)})
+    request, model = machine.examine(request, launcher, plan_only=plan_only)
     train_data, eval_data = _look_at_data(request, validate=given["validate_inputs"])
-    if backend.trains_here and backend.storage and not plan_only:
-        _check_disk(backend.storage.root, request, model, train_data)
     doubts = _doubts(request, model, given)
     for text in doubts:
         warnings.warn(text, RequestWarning, stacklevel=_level_of_caller())
-    prepared = DryRun(request, model, train_data, eval_data, backend.name, launcher, doubts)
-    if backend.trains_here and launcher == DEFAULT_LAUNCHER and not (plan_only or given["allow_oversize"]):
-        refuse_oversize(prepared, None if request.sharding == "none" else request.sharding)
+    prepared = DryRun(
+        request, model, train_data, eval_data, backend.name, launcher, machine, doubts, given["allow_oversize"]
+    )
+    if not plan_only:
+        machine.admit(prepared)
     return prepared
 
 
@@ -129,11 +119,12 @@ def prepare_again(record: RunRecord, backend: Backend) -> DryRun:
 
     if backend.trains_here:
         require("launchers", record.launcher)
-    for data, field in ((record.train_data, "train_data_path"), (record.eval_data, "eval_data_path")):
-        if data:
-            verify(locate(data.path, field=field), data)
+    for data, parameter in ((record.train_data, "train_data_path"), (record.eval_data, "eval_data_path")):
+        if data and backend.machine is None:  # else it lies there, under its digest
+            verify(locate(data.path, field=parameter), data)
     return DryRun(
-        record.request, record.model, record.train_data, record.eval_data, backend.name, record.launcher
+        record.request, record.model, record.train_data, record.eval_data, backend.name, record.launcher,
+        backend.machine or ThisMachine(backend),
     )
 
 
@@ -150,6 +141,7 @@ def submit(plan: DryRun, backend: Backend, *, idempotency_key: str | None = None
         caller=describe_caller(),
         launcher=plan.launcher,
         experiment_id=experiment_id(plan.request.experiment_path),
+        allow_oversize=plan.allow_oversize,
     )
     if idempotency_key is not None:
         return backend.runs.create(new, idempotency_key=idempotency_key)
@@ -214,62 +206,6 @@ def _look_at_data(request: TrainRequest, *, validate: bool) -> tuple[DataRef, Da
 
     train_data = look_at(request.train_data_path, "train_data_path")
     return train_data, look_at(request.eval_data_path, "eval_data_path") if request.eval_data_path else None
-
-
-def _check_method(request: TrainRequest, model: ModelRef) -> None:
-    if model.kind == "preset" and request.method != "full":
-        raise RequestError(
-            f"{model.name} has random weights, on which an adapter has nothing to build",
-            field="method",
-            hint='train it with method="full"; LoRA then suits the model that comes out',
-        )
-    if request.method == "qlora" and request.custom_weights_path:
-        raise RequestError(
-            "custom_weights_path can't be combined with method='qlora', which quantises weights while it reads them",
-            field="custom_weights_path",
-            hint="put the weights into a folder with their config.json and tokenizer, and pass that as model",
-        )
-
-
-def _check_context_length(request: TrainRequest, model: ModelRef) -> None:
-    most = context_length_of(model)
-    if most and request.context_length and request.context_length > most:
-        raise RequestError(
-            f"context_length {request.context_length} is more than the {most} of {model.name}",
-            field="context_length",
-            hint=f"pass at most {most}: it truncates, and can't extend a model",
-        )
-
-
-def _check_extras(request: TrainRequest) -> None:
-    if request.method == "qlora" and missing_from("qlora"):
-        raise MissingExtra("method='qlora' needs bitsandbytes, not installed here", extra="qlora")
-    if missing := tuple(tracker for tracker in request.trackers if tracker in missing_from("track")):
-        raise MissingExtra(f"trackers: {', '.join(missing)} not installed here", extra="track")
-
-
-def _find_weights(text: str) -> str:
-    """The absolute path of `custom_weights_path`, if safetensors lie there."""
-    path, field = Path(text).expanduser().absolute(), "custom_weights_path"
-    if not path.exists():
-        raise RequestError(f"{field} {path} does not exist", field=field, hint="fm.get_checkpoints(run) lists some")
-    if not any(path.rglob("*.safetensors")) if path.is_dir() else path.suffix != ".safetensors":
-        raise RequestError(f"{field} {path} holds no *.safetensors", field=field, hint="pass a folder that does")
-    return str(path)
-
-
-def _check_disk(root: Path, request: TrainRequest, model: ModelRef, data: DataRef) -> None:
-    """Refuses what would fill the disk: the checkpoints that are kept, the result, and the tokenised data."""
-    free = shutil.disk_usage(next(folder for folder in (root, *root.parents) if folder.exists())).free
-    needed = _LEAST_FREE + 2 * data.bytes
-    if request.method == "full":
-        # Weights in fp32 and two moments for each checkpoint; one more is whole before the oldest goes.
-        needed += (3 * (request.keep_checkpoints + 1) + 1) * 4 * (parameters_of(model) or 0)
-    if needed > free:
-        raise DiskFull(
-            f"this run needs about {human_bytes(needed)} in {root}, where {human_bytes(free)} are free",
-            hint="free some space (`ftctl gc` helps), set FM_RUNS to another disk, or lower keep_checkpoints",
-        )
 
 
 def _doubts(request: TrainRequest, model: ModelRef, given: Mapping[str, Any]) -> tuple[str, ...]:

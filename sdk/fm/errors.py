@@ -39,9 +39,15 @@ class FMError(Exception):
     Attributes:
         message: what happened, and where.
         hint: what to do next; empty where the message says it all.
+        retryable: whether the same call may succeed if it is made again later.
+        request_id: of an answer of a server: the id under which its log has the request; else empty.
+        attempts: how often a server was asked before this was raised; 0 where none was.
     """
 
     exit_code: ClassVar[int] = 1
+    retryable: bool = False
+    request_id: str = ""
+    attempts: int = 0
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -165,6 +171,7 @@ class Unavailable(FMError):
     """Something outside the request is in the way; trying again later may help."""
 
     exit_code = 6
+    retryable = True
 
 
 class DiskFull(Unavailable):

@@ -42,17 +42,9 @@ def read_logs(run: Run) -> Iterator[str]:
 
 def follow_events(run: Run) -> Iterator[Event]:
     """The run's events, those to come too, until the one with which it ends."""
-    after = 0
     with detached_by_interrupt(run):
-        while True:
-            page = run.backend.runs.events(run.id, after=after)
-            yield from page
-            if any(event.is_terminal_state() for event in page):
-                run.refresh()
-                return
-            after = page[-1].seq if page else after
-            if not page:
-                time.sleep(run.backend.poll_seconds)
+        yield from run.backend.runs.follow(run.id)
+        run.refresh()
 
 
 def follow_logs(run: Run, offset: int = 0) -> Iterator[str]:

@@ -16,7 +16,8 @@
     │       ├── trackers/               what trackers such as TensorBoard write
     │       └── final/                  the weights to register, with a manifest.json
     ├── models/<a.b.c>/<run id>/        the files of a registered version
-    └── shards/<digest>/                tokenised data, found again by digest
+    ├── shards/<digest>/                tokenised data, found again by digest
+    └── datasets/<team>/<digest>/        data that a client has sent, in data/, with a manifest.json
 """
 
 from __future__ import annotations
@@ -122,3 +123,7 @@ class Storage:
 
     def shard(self, digest: str) -> Path:
         return self.shards / digest
+
+    def dataset(self, team: str, digest: str) -> Path:
+        """Where the data of that digest lies, if a client of `team` has sent it."""
+        return self.root / "datasets" / team / digest

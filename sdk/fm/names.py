@@ -49,6 +49,11 @@ def check_run_name(name: str) -> str:
     return name
 
 
+def is_run_ref(text: str) -> bool:
+    """Whether `text` could be a run's name, its id, or the beginning of one."""
+    return _RUN.fullmatch(text) is not None and ".." not in text
+
+
 def check_alias(alias: str) -> str:
     """Returns `alias` if it can name a version; a bare number can't, since it would hide one.
 

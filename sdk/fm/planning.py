@@ -1,7 +1,7 @@
 """Planning before a run is made: what is sent to the machine that trains, and what is refused without asking it.
 
-The plan is made where the training would run, since only there the devices are known: today in this process through
-`fm_local`, for a server on the server, to which a `PlanTask` travels and a `Plan` comes back.
+The plan is made where the training would run, since only there the devices are known: in this process through
+`fm_local`, or on a server, to which a `PlanTask` travels and a `Plan` comes back.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from fm.display import human_bytes
 from fm.errors import RequestError
 from fm.plans import Layout, Plan, PlanTask
-from fm.plugins import load
 from fm.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def make_plan(
         method=prepared.request.method, sharding=layout_of(sharding), device=device,
         device_memory=device_memory, price_per_hour=price_per_hour,
     )
-    return cast(Plan, load("parts", "make_plan")(task))
+    return prepared.machine.plan(task)
 
 
 def refuse_oversize(prepared: DryRun, sharding: str | None) -> None:
@@ -107,6 +106,8 @@ def refuse_oversize(prepared: DryRun, sharding: str | None) -> None:
         return
     need, what = least, "weights, gradients and optimiser states alone"
     if least <= memory:
+        if not prepared.train_data.path:  # data that is not here yet can't be looked into
+            return
         plan = make_plan(prepared, sharding=sharding)
         need, what = plan.requested.memory.reserved / _CERTAINLY, "a step"
         if need <= plan.device_memory:

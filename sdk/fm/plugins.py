@@ -1,4 +1,4 @@
-"""The two seams' tables, and that of `fm_local`'s other parts.
+"""The two seams' tables, and that of the other parts of `fm_local` and `fm_server`.
 
 Each holds a name, the module to import, and what to install if that fails.
 
@@ -30,6 +30,7 @@ class Plugin:
 BACKENDS = {
     "local": Plugin("fm.backends.local:open_local"),
     "fake": Plugin("fm.backends.fake:open_fake"),
+    "remote": Plugin("fm.remote.opening:open_remote"),
 }
 LAUNCHERS = {
     "process": Plugin(
@@ -43,13 +44,15 @@ PARTS = {
     "open_model": Plugin("fm_local.models.load:open_model", extra="local"),
     "export_model": Plugin("fm_local.models.export:export", extra="local"),
     "preview": Plugin("fm_local.prepare.preview:preview", extra="local"),
+    "serve_in_background": Plugin("fm_server.serving:serve_in_background", extra="server"),
 }
-"""What `fm` asks of `fm_local` beside training. No seam: nobody else can supply these."""
+"""What `fm` asks of `fm_local` beside training, and of `fm_server`. No seam: nobody else can supply these."""
 EXTRAS = {
     "local": ("torch", "transformers", "peft", "accelerate", "safetensors", "datasets", "pyarrow"),
     "qlora": ("bitsandbytes",),
     "plot": ("matplotlib",),
     "pandas": ("pandas",),
+    "server": ("fastapi", "uvicorn"),
     "track": ("mlflow", "tensorboard", "wandb"),
 }
 """The modules that each extra brings."""

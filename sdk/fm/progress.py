@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from fm.display import local_time, one_line
@@ -69,9 +69,18 @@ def show_progress(run: Run) -> Iterator[Callable[[Event], None]]:
         yield show
 
 
+def data_progress(name: str) -> AbstractContextManager[Callable[[int, int], None] | None]:
+    """A callable (bytes read, bytes in all) that shows a bar while big data is checked; None off a terminal."""
+    return _bytes_progress(f"checking {name}")
+
+
+def upload_progress(name: str) -> AbstractContextManager[Callable[[int, int], None] | None]:
+    """The same while it is sent to a server."""
+    return _bytes_progress(f"sending {name}")
+
+
 @contextmanager
-def data_progress(name: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A callable (bytes read, bytes in all) that shows a bar for big data; None off a terminal."""
+def _bytes_progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
     if not sys.stderr.isatty():
         yield None
         return
@@ -80,7 +89,7 @@ def data_progress(name: str) -> Iterator[Callable[[int, int], None] | None]:
     def show(done: int, total: int) -> None:
         nonlocal bar
         if bar is None and total >= _BIG:
-            bar = _data_bar(name, total)
+            bar = _data_bar(what, total)
             bar.start()
         if bar is not None:
             bar.update(bar.task_ids[0], completed=done)
@@ -92,13 +101,13 @@ def data_progress(name: str) -> Iterator[Callable[[int, int], None] | None]:
             bar.stop()
 
 
-def _data_bar(name: str, total: int) -> Progress:
+def _data_bar(what: str, total: int) -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     bar = Progress(*columns, console=Console(stderr=True), transient=True)
-    bar.add_task(f"checking {one_line(name)}", total=total)
+    bar.add_task(one_line(what), total=total)
     return bar
 
 

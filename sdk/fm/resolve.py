@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fm.backends.base import Backend
-from fm.errors import Conflict, NotFound, RequestError, Unavailable
+from fm.errors import Conflict, NotFound, RequestError, Unavailable, Unsupported
 from fm.presets import PRESETS
 from fm.types import ModelRef
 
@@ -20,29 +20,39 @@ _REGISTERED = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+(@[\w-]+|/[0-9]+)?")
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model", "tekken.json")
 _FORMS = "a folder (./my-model), a registered model (catalog.schema.model), a preset (fm/tiny-llama), or org/name"
+_ELSEWHERE = "train from a registered model (catalog.schema.model), a preset (fm/tiny-llama) or a hub name (org/name)"
 _HUB_TRIES = 2
 _HUB_SECONDS = 5.0
 
 
-def resolve_model(model: str, backend: Backend) -> ModelRef:
+def resolve_model(model: str, backend: Backend, *, folders: bool = True) -> ModelRef:
     """Finds what `model` names, and where its weights are.
+
+    With `folders` off no folder is meant by any text: the caller's are not those of this machine.
 
     Raises:
         RequestError: the text names no model, or its folder lacks something that training needs.
         NotFound: well written, but there is none of that name.
         Unavailable: only the model hub could tell, and it can't be asked.
     """
-    if model.startswith(("./", "../", "/", "~")) or model in (".", ".."):
+    if is_path(model):
+        if not folders:
+            raise Unsupported(f"model {model!r} is a folder, which lies elsewhere", field="model", hint=_ELSEWHERE)
         return _from_folder(Path(model).expanduser().absolute(), backend)
     if _REGISTERED.fullmatch(model):
         return _registered(model, backend)
     if model in PRESETS:
         return ModelRef(kind="preset", name=model)
-    if Path(model).is_dir():
+    if folders and Path(model).is_dir():
         raise RequestError(f"model {model!r} could be a folder or a hub name", field="model", hint=f"write ./{model}")
     if _HUB.fullmatch(model) and not model.startswith("fm/"):
-        return _from_hub(model, backend)
+        return _from_hub(model, backend, folders=folders)
     raise NotFound(f"there is no model {model!r}", hint=_did_you_mean(model, backend) or f"write {_FORMS}")
+
+
+def is_path(model: str) -> bool:
+    """Whether `model` means a folder, by how it is written."""
+    return model.startswith(("./", "../", "/", "~")) or model in (".", "..")
 
 
 def check_model_folder(folder: Path) -> str:
@@ -122,24 +132,24 @@ def _registered(model: str, backend: Backend) -> ModelRef:
     return ModelRef(kind="registered", name=version.ref, path=version.path, adapter_of=base, team=version.team)
 
 
-def _from_folder(folder: Path, backend: Backend) -> ModelRef:
-    base = _base_of(folder, backend) if check_model_folder(folder) == "adapter" else None
+def _from_folder(folder: Path, backend: Backend, *, folders: bool = True) -> ModelRef:
+    base = _base_of(folder, backend, folders=folders) if check_model_folder(folder) == "adapter" else None
     return ModelRef(kind="path", name=str(folder), path=str(folder), adapter_of=base)
 
 
-def _base_of(adapter: Path, backend: Backend) -> ModelRef:
+def _base_of(adapter: Path, backend: Backend, *, folders: bool) -> ModelRef:
     name = _read_json(adapter / "adapter_config.json").get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise _lacks(adapter, "its base model's name in adapter_config.json", "set base_model_name_or_path there")
-    if (Path(name) / "adapter_config.json").is_file():
+    if folders and (Path(name) / "adapter_config.json").is_file():
         hint = "merge that one into its base first: ftctl models export --merge"
         raise Conflict(f"model {adapter} is an adapter of the adapter {name}", hint=hint)
-    return resolve_model(name, backend)
+    return resolve_model(name, backend, folders=folders)
 
 
-def _from_hub(name: str, backend: Backend) -> ModelRef:
+def _from_hub(name: str, backend: Backend, *, folders: bool) -> ModelRef:
     if snapshot := _snapshot(name):
-        base = _from_folder(snapshot, backend).adapter_of
+        base = _from_folder(snapshot, backend, folders=folders).adapter_of
         return ModelRef(kind="hub", name=name, path=str(snapshot), adapter_of=base)
     if not backend.trains_here:
         return ModelRef(kind="hub", name=name)

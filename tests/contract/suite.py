@@ -17,6 +17,7 @@ import pytest
 
 import fm
 from fm.backends.base import Backend, RunFilter
+from fm.backends.stored import StoreBackend
 from fm.errors import Conflict, DataError, NotFound, RequestError, RunFailed, RunStopped, WaitTimeout
 from fm.lifecycle import EventType, Fault, Status
 from fm.types import Principal
@@ -147,7 +148,7 @@ class RunContract(Contract):
 
     def test_the_record_says_who_asked_from_where_and_with_what(self, done: fm.Run) -> None:
         caller = done.record.caller
-        assert caller.user and caller.host and caller.python and caller.cwd
+        assert caller.user and caller.host and caller.cwd
         assert caller.packages["ftctl"] == fm.__version__
         assert len(done.record.train_data.digest) == 64
         assert done.tags == {"purpose": "contract"}
@@ -234,13 +235,23 @@ class ListContract(Contract):
         with pytest.raises(RequestError):
             fm.list(statuses="FINISHED", backend=backend)
 
-    def test_another_team_sees_nothing_of_it(self, five: list[fm.Run], backend: Backend) -> None:
-        stranger = backend.scoped(Principal(user="eve", team="others"))
+    @pytest.fixture(scope="class")
+    @classmethod
+    def stranger(cls, backend: Backend) -> Backend:
+        """The same runs and models, as somebody of another team sees them."""
+        assert isinstance(backend, StoreBackend)
+        return backend.scoped(Principal(user="eve", team="others"))
+
+    def test_another_team_sees_nothing_of_it(self, five: list[fm.Run], stranger: Backend) -> None:
         assert list(stranger.runs.list(RunFilter())) == []
         assert list(stranger.models.list()) == []
         for ask in (stranger.runs.get, stranger.runs.events, stranger.runs.cancel, stranger.runs.delete):
             with pytest.raises(NotFound):
                 ask(five[0].id)
+        with pytest.raises(NotFound):
+            list(stranger.runs.follow(five[0].id))
+        with pytest.raises(NotFound):
+            stranger.runs.list(RunFilter(cursor=five[0].id))
 
 
 class CancelContract(Contract):

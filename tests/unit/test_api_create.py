@@ -184,7 +184,7 @@ def test_a_full_disk_is_found_before_anything_is_written(
     import shutil
 
     usage = shutil.disk_usage(data.parent)
-    monkeypatch.setattr("fm.creation.shutil.disk_usage", lambda _: usage._replace(free=1000))
+    monkeypatch.setattr("fm.examine.shutil.disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(fm.DiskFull, match=r"1\.0 kB are free"):
         fm.create("fm/nano-llama", data, method="full", backend=local)
     assert fm.list(backend=local) == []
@@ -199,7 +199,7 @@ def test_a_full_training_needs_room_for_its_checkpoints(
     with (folder / "model.safetensors").open("wb") as file:
         file.truncate(1_000_000_000)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr("fm.creation.shutil.disk_usage", lambda _: usage._replace(free=5_000_000_000))
+    monkeypatch.setattr("fm.examine.shutil.disk_usage", lambda _: usage._replace(free=5_000_000_000))
     fm.create(str(folder), data, backend=local)
     with pytest.raises(fm.DiskFull, match="keep_checkpoints"):
         fm.create(str(folder), data, method="full", backend=local)
@@ -271,7 +271,7 @@ def test_a_base_that_was_saved_quantised_is_refused(data: Path, tmp_path: Path) 
 def test_qlora_without_bitsandbytes_is_refused_before_the_data_is_read(
     tmp_path: Path, local: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fm.creation.require", lambda *_: None)
-    monkeypatch.setattr("fm.creation.missing_from", lambda extra: ("bitsandbytes",) if extra == "qlora" else ())
+    monkeypatch.setattr("fm.examine.require", lambda *_: None)
+    monkeypatch.setattr("fm.examine.missing_from", lambda extra: ("bitsandbytes",) if extra == "qlora" else ())
     with pytest.raises(fm.MissingExtra, match=r"ftctl\[qlora\]"):
         fm.create(model_folder(tmp_path / "base"), tmp_path / "no-such.jsonl", method="qlora", backend=local)

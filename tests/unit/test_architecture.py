@@ -12,11 +12,12 @@ ROOT = Path(__file__).parents[2]
 SOURCES = {"fm": ROOT / "sdk", "fm_local": ROOT / "local_backend", "fm_server": ROOT / "server_stub"}
 
 LAYERS = [
-    {"errors", "duration", "names", "clock", "presets", "layout", "rates"},
+    {"errors", "deadline", "duration", "names", "clock", "presets", "layout", "rates"},
     {"lifecycle", "request", "types", "files", "job", "launching", "settings", "plugins"},
     {"store", "data", "backends"},
     {"agent"},
-    {"api", "run", "testing", "context", "creation", "follow", "resolve", "caller", "pending", "display", "tables"},
+    {"api", "run", "testing", "context", "creation", "examine", "follow", "resolve", "caller", "pending", "display"}
+    | {"tables", "remote", "wire"},
     {"cli"},
 ]
 """From the bottom up. A module imports from its own layer and those below it."""
@@ -70,7 +71,13 @@ def test_the_local_backend_imports_fm_and_not_the_server(path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("package", ["fm", "fm_local"])
+@pytest.mark.parametrize("path", modules("fm_server"), ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_server_imports_fm_and_neither_the_trainer_nor_the_command_line(path: Path) -> None:
+    for name in imported(path):
+        assert not name.startswith(("fm_local", "fm.cli", "fm.api", "torch")), f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("package", ["fm", "fm_local", "fm_server"])
 def test_no_file_is_over_300_lines(package: str) -> None:
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in modules(package)}
     assert {path: lines for path, lines in lengths.items() if lines > 300} == {}

@@ -57,6 +57,7 @@ RUN_VERBS: dict[str, Callable[[StoreBackend, str], Any]] = {
         backend.runs.list(RunFilter()), backend.runs.list(RunFilter(owners=frozenset({"ada"}))),
     ),
     "events": lambda backend, run: backend.runs.events(run),
+    "follow": lambda backend, run: list(backend.runs.follow(run)),
     "metrics": lambda backend, run: backend.runs.metrics(run),
     "logs": lambda backend, run: backend.runs.logs(run),
     "checkpoints": lambda backend, run: backend.runs.checkpoints(run),
@@ -96,6 +97,7 @@ def test_the_verbs_below_are_all_that_there_are() -> None:
         for name, part in vars(base).items()
         if getattr(part, "_is_protocol", False) and part not in (Protocol, base.Backend)
     }
+    assert parts.pop("Machine")  # which a store has none of: a server's routes are tested beside it
     assert parts == {"Runs": set(RUN_VERBS), "Models": set(MODEL_VERBS), "Files": WITHOUT_NAMES}
 
 

@@ -6,11 +6,11 @@ plotting) is written once above it, in `fm.run`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fm.layout import Storage
 from fm.lifecycle import Status
@@ -24,9 +24,12 @@ from fm.types import (
     MetricRow,
     ModelRef,
     ModelVersion,
-    Principal,
     RunRecord,
 )
+
+if TYPE_CHECKING:
+    from fm.creation import DryRun
+    from fm.plans import Plan, PlanTask
 
 PAGE_LIMIT = 1000
 """The most items that one call returns, whatever it asks for."""
@@ -43,6 +46,8 @@ class NewRun:
     caller: Caller = field(default_factory=Caller)
     launcher: str = "process"
     experiment_id: str = ""
+    allow_oversize: bool = False
+    """Of use to a backend that checks once more; it is not part of the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,10 @@ class Runs(Protocol):
 
     def events(self, run: str, *, after: int = 0, limit: int = PAGE_LIMIT) -> Sequence[Event]:
         """Events with a sequence number above `after`, oldest first."""
+
+    def follow(self, run: str, *, after: int = 0) -> Iterator[Event]:
+        """The same, and those to come, each once and without a gap, until the one with which the run ends. The one
+        question that takes time: a backend may be told of events instead of asking for them."""
 
     def metrics(
         self, run: str, *, keys: Sequence[str] | None = None, after_step: int = -1, limit: int = PAGE_LIMIT
@@ -120,6 +129,22 @@ class Files(Protocol):
         """Makes checked data known to the backend, and returns what a run refers to it by."""
 
 
+class Machine(Protocol):
+    """The place where trainings run, asked about a run before it is made."""
+
+    def examine(
+        self, request: TrainRequest, launcher: str, *, plan_only: bool = False
+    ) -> tuple[TrainRequest, ModelRef]:
+        """Resolves the request's model, and checks all that needs no data; with `plan_only`, not whether this place
+        has what the training needs. Returns the request as it is to be stored, too."""
+
+    def admit(self, prepared: DryRun) -> None:
+        """Raises where it would fill the disk, or certainly not fit the devices."""
+
+    def plan(self, task: PlanTask) -> Plan:
+        """What the training needs."""
+
+
 class Backend(Protocol):
     """Where runs are kept and asked for."""
 
@@ -140,6 +165,10 @@ class Backend(Protocol):
         the process."""
 
     @property
+    def machine(self) -> Machine | None:
+        """Who answers for the place where trainings run; None where this process does."""
+
+    @property
     def runs(self) -> Runs: ...
 
     @property
@@ -147,9 +176,6 @@ class Backend(Protocol):
 
     @property
     def files(self) -> Files: ...
-
-    def scoped(self, principal: Principal) -> Backend:
-        """The same backend, narrowed to what `principal` may see."""
 
     def close(self) -> None: ...
 

@@ -11,11 +11,12 @@ import math
 import shutil
 import struct
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from fm.agent.agent import Agent
 from fm.agent.devices import Devices
@@ -243,8 +244,11 @@ class FakeBackend(StoreBackend):
 
 
 def _let_time_pass(agent: Agent, clock: SimulatedClock) -> Callable[[], None]:
-    def tend() -> Any:
-        clock.sleep(_SECONDS_PER_LOOK)
-        agent.step()
+    turn = threading.Lock()  # a server asks from many threads
+
+    def tend() -> None:
+        with turn:
+            clock.sleep(_SECONDS_PER_LOOK)
+            agent.step()
 
     return tend

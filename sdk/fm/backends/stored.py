@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from fm.backends.base import PAGE_LIMIT, NewRun, RunFilter
@@ -22,6 +23,7 @@ class StoreBackend:
     """
 
     trains_here = True
+    machine = None
 
     def __init__(
         self,
@@ -46,7 +48,8 @@ class StoreBackend:
         self.files = LocalFiles()
 
     def scoped(self, principal: Principal) -> StoreBackend:
-        return StoreBackend(
+        """The same backend, narrowed to what `principal` may see."""
+        narrowed = StoreBackend(
             self.name,
             self.store,
             self.storage,
@@ -55,6 +58,8 @@ class StoreBackend:
             poll_seconds=self.poll_seconds,
             pending=self.pending,
         )
+        narrowed.trains_here = self.trains_here
+        return narrowed
 
     def close(self) -> None:
         self.store.close()
@@ -83,6 +88,18 @@ class StoreRuns:
 
     def events(self, run: str, *, after: int = 0, limit: int = PAGE_LIMIT) -> Sequence[Event]:
         return self._store.events(self.get(run).id, after, limit)
+
+    def follow(self, run: str, *, after: int = 0) -> Iterator[Event]:
+        run = self.get(run).id
+        while True:
+            page = self.events(run, after=after)
+            yield from page
+            if any(event.is_terminal_state() for event in page):
+                return
+            if page:
+                after = page[-1].seq
+            else:
+                time.sleep(self._backend.poll_seconds)
 
     def metrics(
         self, run: str, *, keys: Sequence[str] | None = None, after_step: int = -1, limit: int = PAGE_LIMIT

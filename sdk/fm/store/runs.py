@@ -203,6 +203,18 @@ def read_events(connection: Connection, run_id: str, after: int, limit: int) -> 
     return sensitive.withhold(connection, run_id, [Event.model_validate_json(record) for record in rows])
 
 
+def heads(connection: Connection, run_ids: Sequence[str]) -> dict[str, int]:
+    """The sequence number of the last event of each run that there is."""
+    rows = connection.execute(select(runs.c.id, runs.c.last_seq).where(runs.c.id.in_(run_ids)))
+    return {row.id: row.last_seq for row in rows}
+
+
+def count_by_status(connection: Connection) -> dict[str, int]:
+    """How many runs are in each status."""
+    query = select(runs.c.status, func.count()).group_by(runs.c.status)
+    return {str(status): int(count) for status, count in connection.execute(query)}
+
+
 def read_metrics(
     connection: Connection, run_id: str, keys: Sequence[str] | None, after_step: int, limit: int
 ) -> list[MetricRow]:

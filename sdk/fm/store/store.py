@@ -93,6 +93,16 @@ class RunStore:
         with self.database.read() as connection:
             return run_store.unfinished(connection)
 
+    def heads(self, run_ids: Sequence[str]) -> dict[str, int]:
+        """The sequence number of the last event of each of these runs; of a removed one, none."""
+        with self.database.read() as connection:
+            return run_store.heads(connection, run_ids)
+
+    def count_by_status(self) -> dict[str, int]:
+        """How many runs of all teams are in each status."""
+        with self.database.read() as connection:
+            return run_store.count_by_status(connection)
+
     def has_unfinished(self) -> bool:
         """Whether any team has a run that has not ended."""
         with self.database.read() as connection:

@@ -11,6 +11,8 @@
 
 Nothing is trained and torch is not imported; checks of requests and data, the run store, the agent and the registry are
 the real ones. Time passes only when somebody asks about a run, so `wait` returns at once.
+
+``with fm.testing.serve() as server`` puts such a fake behind a real server on loopback: ``backend=server.remote``.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fm.backends.fake import Script as Script
+    from fm.testing.serving import serve as serve
 
-__all__ = ["Script"]
+__all__ = ["Script", "serve"]
+_WHERE = {"Script": "fm.backends.fake", "serve": "fm.testing.serving"}
 
 
 def __getattr__(name: str) -> Any:
     # The pytest plugin is loaded in every test session, most of which never touch fm.
-    if name == "Script":
-        from fm.backends.fake import Script
+    if name in _WHERE:
+        import importlib
 
-        return Script
+        return getattr(importlib.import_module(_WHERE[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""The remote backend: runs, models and files that a server keeps."""

@@ -1,0 +1,209 @@
+"""Seam 1 over HTTP: the mirror of `fm_server`. What it asks is answered by the server's own backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from fm import wire
+from fm.backends.base import PAGE_LIMIT, NewRun, RunFilter
+from fm.creation import DryRun
+from fm.errors import Conflict, NotFound, Unsupported
+from fm.lifecycle import Status
+from fm.names import is_run_ref
+from fm.pending import new_key
+from fm.plans import Plan, PlanTask
+from fm.remote import downloads, stream, upload
+from fm.remote.client import Call, Client
+from fm.request import TrainRequest
+from fm.resolve import is_path
+from fm.types import Checkpoint, DataRef, Event, LogChunk, MetricRow, ModelRef, ModelVersion, RunRecord
+from fm.wire import PREFIX, Data
+
+
+class RemoteBackend:
+    """A server's runs, models and files, as its token may see them. Nothing is asked before the first question."""
+
+    trains_here = False
+    storage = None
+
+    def __init__(self, client: Client, *, home: Path) -> None:
+        """`home` is this machine's FM_HOME: for the keys of creates, and for models that were fetched."""
+        self.name = client.url
+        self.client = client
+        self.pending = home / "pending"
+        self.runs = RemoteRuns(client)
+        self.models = RemoteModels(client, home / "fetched")
+        self.files = RemoteFiles(client)
+        self.machine = RemoteMachine(client, self.files)
+        self._info: wire.Info | None = None
+
+    @property
+    def info(self) -> wire.Info:
+        """Who answers there, with which version, and for whom. Asked once."""
+        if self._info is None:
+            self._info = self.client.ask(wire.Info, Call("GET", PREFIX))
+        return self._info
+
+    @property
+    def poll_seconds(self) -> float:
+        return self.info.poll_seconds
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class RemoteRuns:
+    """Runs of the token's team."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def create(self, new: NewRun, *, idempotency_key: str) -> RunRecord:
+        body = wire.Submission(
+            request=new.request, model=new.model.name, train_data=Data.of(new.train_data),
+            eval_data=Data.of(new.eval_data) if new.eval_data else None, launcher=new.launcher,
+            caller=wire.Asker.of(new.caller), allow_oversize=new.allow_oversize,
+        )
+        return self._client.ask(RunRecord, Call("POST", f"{PREFIX}/runs", body=body, key=idempotency_key))
+
+    def get(self, run: str) -> RunRecord:
+        return self._client.ask(RunRecord, Call("GET", _path(run)))
+
+    def list(self, filter: RunFilter) -> Sequence[RunRecord]:
+        params: dict[str, Any] = {
+            "status": [status.value for status in filter.statuses], "owner": [*filter.owners], "name": filter.name,
+            "after": filter.after and filter.after.isoformat(), "before": filter.before and filter.before.isoformat(),
+            "experiment_id": filter.experiment_id, "cursor": filter.cursor, "limit": max(0, filter.limit),
+        }
+        return self._client.ask(wire.RunPage, Call("GET", f"{PREFIX}/runs", params)).runs
+
+    def events(self, run: str, *, after: int = 0, limit: int = PAGE_LIMIT) -> Sequence[Event]:
+        params = {"after": after, "limit": max(0, limit)}
+        return self._client.ask(wire.EventPage, Call("GET", _path(run, "events"), params)).events
+
+    def follow(self, run: str, *, after: int = 0) -> Iterator[Event]:
+        return stream.follow(self._client, _path(run, "stream"), after)
+
+    def metrics(
+        self, run: str, *, keys: Sequence[str] | None = None, after_step: int = -1, limit: int = PAGE_LIMIT
+    ) -> Sequence[MetricRow]:
+        if keys is not None and not keys:
+            return []
+        params = {"key": None if keys is None else [*keys], "after_step": after_step, "limit": max(0, limit)}
+        return self._client.ask(wire.MetricPage, Call("GET", _path(run, "metrics"), params)).metrics
+
+    def logs(self, run: str, *, offset: int = 0) -> LogChunk:
+        return self._client.ask(LogChunk, Call("GET", _path(run, "logs"), {"offset": offset}))
+
+    def checkpoints(self, run: str) -> Sequence[Checkpoint]:
+        return self._client.ask(wire.CheckpointPage, Call("GET", _path(run, "checkpoints"))).checkpoints
+
+    def cancel(self, run: str, *, reason: str = "") -> RunRecord:
+        call = Call("POST", _path(run, "cancel"), body=wire.Cancellation(reason=reason), key=new_key())
+        try:
+            return self._client.ask(RunRecord, call)
+        except Conflict as error:
+            # An earlier attempt, whose answer was lost, may have been what stopped it.
+            if error.attempts > 1 and (record := self.get(run)).status is Status.STOPPED:
+                return record
+            raise
+
+    def resume(self, run: str, *, idempotency_key: str) -> RunRecord:
+        return self._client.ask(RunRecord, Call("POST", _path(run, "resume"), key=idempotency_key))
+
+    def delete(self, run: str) -> None:
+        _gone(self._client, Call("DELETE", _path(run)))
+
+
+class RemoteModels:
+    """The registry, as the token's team sees it."""
+
+    def __init__(self, client: Client, fetched: Path) -> None:
+        self._client = client
+        self._fetched = fetched
+
+    def get(self, ref: str) -> ModelVersion:
+        return self._client.ask(ModelVersion, Call("GET", f"{PREFIX}/models/version", {"ref": ref}))
+
+    def list(self, *, name: str | None = None, limit: int = PAGE_LIMIT) -> Sequence[ModelVersion]:
+        params = {"name": name, "limit": max(0, limit)}
+        return self._client.ask(wire.ModelPage, Call("GET", f"{PREFIX}/models", params)).models
+
+    def alias(self, ref: str, alias: str, *, remove: bool = False) -> ModelVersion:
+        body = wire.AliasChange(ref=ref, alias=alias, remove=remove)
+        return self._client.ask(ModelVersion, Call("POST", f"{PREFIX}/models/alias", body=body))
+
+    def open(self, ref: str) -> Path:
+        return downloads.fetch(self._client, self.get(ref), self._fetched)
+
+    def delete(self, ref: str) -> None:
+        _gone(self._client, Call("DELETE", f"{PREFIX}/models/version", {"ref": ref}))
+
+
+class RemoteFiles:
+    """Data files, sent to where they are needed."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def put(self, path: str, *, digest: str, bytes: int, rows: int | None) -> DataRef:
+        upload.send(self._client, path, digest)
+        return DataRef(path=path, digest=digest, bytes=bytes, rows=rows)
+
+
+class RemoteMachine:
+    """The server's machine, which resolves models and makes plans."""
+
+    def __init__(self, client: Client, files: RemoteFiles) -> None:
+        self._client = client
+        self._files = files
+
+    def examine(
+        self, request: TrainRequest, launcher: str, *, plan_only: bool = False
+    ) -> tuple[TrainRequest, ModelRef]:
+        if is_path(request.model):
+            raise Unsupported(
+                f"model {request.model!r} is a folder of this machine, and the training runs on {self._client.url}",
+                field="model", hint="train from a registered model, a preset or a hub name",
+            )
+        inquiry = wire.Inquiry(request=request, launcher=launcher, plan_only=plan_only)
+        found = self._ask(inquiry)
+        return found.request, found.model
+
+    def admit(self, prepared: DryRun) -> None:
+        inquiry = wire.Inquiry(
+            request=prepared.request, launcher=prepared.launcher, train_data=Data.of(prepared.train_data),
+            allow_oversize=prepared.allow_oversize,
+        )
+        self._ask(inquiry)
+
+    def plan(self, task: PlanTask) -> Plan:
+        data = task.train_data
+        self._files.put(data.path, digest=data.digest, bytes=data.bytes, rows=data.rows)
+        inquiry = wire.PlanInquiry(
+            request=task.request, train_data=Data.of(data), sharding=task.sharding, device=task.device,
+            device_memory=task.device_memory, price_per_hour=task.price_per_hour,
+        )
+        return self._client.ask(Plan, Call("POST", f"{PREFIX}/plan", body=inquiry, key=new_key()))
+
+    def _ask(self, inquiry: wire.Inquiry) -> wire.Examined:
+        return self._client.ask(wire.Examined, Call("POST", f"{PREFIX}/validate", body=inquiry, key=new_key()))
+
+
+def _path(run: str, what: str = "") -> str:
+    """The path of a run, or of something of it. What can't name a run names none, and never becomes part of a path."""
+    if not is_run_ref(run):
+        raise NotFound(f"there is no run {run!r}", hint="`ftctl runs list` shows those that there are")
+    return f"{PREFIX}/runs/{quote(run, safe='')}" + (f"/{what}" if what else "")
+
+
+def _gone(client: Client, call: Call) -> None:
+    """Removes something; that it is gone after a first answer was lost is no error."""
+    try:
+        client.send(call)
+    except NotFound as error:
+        if error.attempts < 2:
+            raise

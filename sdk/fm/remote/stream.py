@@ -1,0 +1,64 @@
+"""Events as a server sends them, over cuts and restarts: each once, in order, without a gap."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+
+import httpx
+
+from fm.errors import Unavailable
+from fm.remote.client import Call, Client
+from fm.types import Event
+from fm.wire import Problem, error_of
+
+OUTAGE_SECONDS = 300.0
+"""How long a server may be away while its events are followed."""
+_PAUSE_SECONDS = 1.0
+
+
+def follow(client: Client, path: str, after: int) -> Iterator[Event]:
+    """The events above `after`, and those to come, until the server says that there are no more.
+
+    Raises:
+        Unavailable: the server has been away for five minutes.
+    """
+    seen = time.monotonic()
+    while True:
+        try:
+            headers = {"Last-Event-ID": str(max(0, after)), "Accept": "text/event-stream"}
+            with client.stream(Call("GET", path, headers=headers)) as response:
+                for kind, data in _messages(response):
+                    seen = time.monotonic()
+                    if kind == "end":
+                        return
+                    if kind == "error":
+                        raise error_of(Problem.model_validate_json(data))
+                    if kind != "event":
+                        continue
+                    event = Event.model_validate_json(data)
+                    if event.seq > after + 1:
+                        break  # something was lost on the way: ask for it
+                    if event.seq == after + 1:
+                        after = event.seq
+                        yield event
+        except Unavailable as error:
+            if not error.retryable or time.monotonic() - seen > OUTAGE_SECONDS:
+                raise
+        time.sleep(_PAUSE_SECONDS * random.random())
+
+
+def _messages(response: httpx.Response) -> Iterator[tuple[str, str]]:
+    """Kind and data of each server-sent event; what its end cut off is none."""
+    kind = data = ""
+    for line in response.iter_lines():
+        name, _, value = line.partition(":")
+        if not line:
+            if data:
+                yield kind, data
+            kind = data = ""
+        elif name == "event":
+            kind = value.strip()
+        elif name == "data":
+            data += value.strip()

@@ -1,0 +1,1 @@
+"""The reference server: a backend behind HTTP, for a machine or a team."""

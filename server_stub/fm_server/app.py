@@ -1,0 +1,46 @@
+"""The application: a backend, and the routes to it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from fastapi import APIRouter, FastAPI
+
+import fm
+from fm.backends.stored import StoreBackend
+from fm_server.answers import explain_errors
+from fm_server.counters import Counters
+from fm_server.door import LOOPBACK, Door, Limits
+from fm_server.feed import Feed
+from fm_server.guard import GuardedRoute
+from fm_server.paths import Paths
+from fm_server.routes import datasets, models, runs, server, training
+
+_ABOUT = "Fine-tuning runs, their events and models. Send `Authorization: Bearer <token>` with every request."
+
+
+def make_app(
+    backend: StoreBackend, *, hosts: Collection[str] = LOOPBACK, limits: Limits | None = None
+) -> FastAPI:
+    """An ASGI application that serves `backend` to whoever has a token of its store.
+
+    Args:
+        hosts: the names under which it is reached; requests to any other are refused.
+        limits: the most bytes of a request's body.
+    """
+    app = FastAPI(
+        title="ftctl", version=fm.__version__, description=_ABOUT, openapi_url=None, docs_url=None, redoc_url=None
+    )
+    app.state.backend = backend
+    app.state.paths = Paths(backend.storage)
+    app.state.counters = Counters()
+    app.state.feed = Feed(backend, app.state.paths, app.state.counters)
+    app.router.route_class = GuardedRoute
+    app.router.redirect_slashes = False
+    routers: tuple[APIRouter, ...] = (server.router, training.router, runs.router, models.router, datasets.router)
+    for router in routers:
+        # Not included, which newer versions of FastAPI do by a wrapper: here every route is one of the application's.
+        app.router.routes.extend(router.routes)
+    explain_errors(app)
+    app.add_middleware(Door, hosts=hosts, limits=limits or Limits(), counters=app.state.counters)
+    return app
