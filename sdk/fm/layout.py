@@ -96,6 +96,11 @@ class RunFolder:
         return [(number, self.attempt(number)) for number in sorted(numbers, reverse=True)]
 
 
+def run_of(checkpoint: Path) -> Path:
+    """The folder of the run to which the checkpoint in folder `checkpoint` belongs."""
+    return checkpoint.parents[3]
+
+
 @dataclass(frozen=True, slots=True)
 class Storage:
     """The storage root: run folders, model files and tokenised data. May be shared between machines."""

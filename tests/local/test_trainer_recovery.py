@@ -14,6 +14,7 @@ from fm.errors import RequestError
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.step import Gradients, Stepper
 from fm_local.trainer.watch import RUN, has_spiked
+from support.disturb import around_gradients, spoil_once
 from support.models import events, examples, lines, make_job, model, run
 
 NOISES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
@@ -60,41 +61,14 @@ def base(tmp_path: Path) -> Path:
     return model("llama", tmp_path / "base")
 
 
-Disturb = Callable[[Stepper, int, Callable[[], Gradients]], Gradients]
-
-
-@pytest.fixture
-def disturb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Disturb], None]:
-    """Puts a function around each step's gradients."""
-    plain = Stepper.gradients
-
-    def put(around: Disturb) -> None:
-        def gradients(self: Stepper, given: np.ndarray, step: int, **options: float) -> Gradients:
-            return around(self, step, lambda: plain(self, given, step, **options))  # type: ignore[arg-type]
-
-        monkeypatch.setattr(Stepper, "gradients", gradients)
-
-    return put
-
-
 def train_losses(folder: Path) -> dict[int, float]:
     return {row["step"]: row["values"]["loss/train/total"] for row in lines(folder) if "lr" in row["values"]}
 
 
 def test_a_spike_is_rolled_back_and_its_data_passed_over(
-    tmp_path: Path, base: Path, disturb: Callable[[Disturb], None]
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hit: list[int] = []
-
-    def spoil(stepper: Stepper, step: int, gradients: Callable[[], Gradients]) -> Gradients:
-        if step == 60 and not hit:
-            hit.append(step)
-            with torch.no_grad():
-                for parameter in stepper._training.trainee.trainable.values():
-                    parameter.add_(torch.randn_like(parameter))
-        return gradients()
-
-    disturb(spoil)
+    around_gradients(monkeypatch, spoil_once(60))
     job, folder = make_job(
         tmp_path, rows=examples(40), base=base, training_duration="100ba", save_interval="10ba", warmup=0.0
     )
@@ -112,13 +86,13 @@ def test_a_spike_is_rolled_back_and_its_data_passed_over(
 
 
 def test_a_step_that_is_not_finite_is_passed_over_and_leaves_no_trace(
-    tmp_path: Path, base: Path, disturb: Callable[[Disturb], None]
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoil(_: Stepper, step: int, gradients: Callable[[], Gradients]) -> Gradients:
         result = gradients()
         return result._replace(norm=float("nan")) if step == 4 else result
 
-    disturb(spoil)
+    around_gradients(monkeypatch, spoil)
     results = []
     for save_interval in ("3ba", "100ba"):  # with a checkpoint to go back to, and without
         job, folder = make_job(
@@ -136,9 +110,12 @@ def test_a_step_that_is_not_finite_is_passed_over_and_leaves_no_trace(
 
 
 def test_trap_6_steps_that_stay_broken_fail_the_run_and_say_what_to_change(
-    tmp_path: Path, base: Path, disturb: Callable[[Disturb], None]
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disturb(lambda _, step, gradients: gradients()._replace(loss=float("inf")) if step >= 4 else gradients())
+    around_gradients(
+        monkeypatch,
+        lambda _, step, gradients: gradients()._replace(loss=float("inf")) if step >= 4 else gradients(),
+    )
     job, folder = make_job(tmp_path, rows=examples(40), base=base, training_duration="20ba", save_interval="2ba")
     with pytest.raises(RequestError, match="after going back 3 times") as caught:
         run(job, folder)

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from fm.errors import RequestError
 from fm.files import atomic_folder, read_manifest, seal, write_json
-from fm.layout import StageFolder
+from fm.layout import StageFolder, run_of
 from fm_local.models.weights import save_tensors
 from fm_local.trainer.schedule import Position
 from fm_local.trainer.sharding import gather, part_of
@@ -87,11 +87,13 @@ def save(
 def newest_whole(folders: Iterable[str | Path]) -> Path | None:
     """The checkpoint of the highest step among `folders` whose files all have the digests of its manifest.
 
-    A damaged one is passed over for the next older.
+    A damaged one is passed over for the next older. Those of another run count only where the run that is named first
+    has none: having gone back past checkpoints of the run that it resumes, it leaves them there, and they are spoilt.
     """
     manifests = {Path(folder): read_manifest(Path(folder)) for folder in folders}
     whole = {path: int(manifest.get("step", -1)) for path, manifest in manifests.items() if manifest}
-    for path in sorted(whole, key=lambda path: whole[path], reverse=True):
+    runs = list(dict.fromkeys(map(run_of, whole)))
+    for path in sorted(whole, key=lambda path: (runs.index(run_of(path)), -whole[path])):
         if read_manifest(path, verify=True) is not None:
             return path
     return None
@@ -117,11 +119,15 @@ def restore(path: Path, trainable: Named, optimizer: torch.optim.Optimizer, *, s
     with torch.no_grad():
         for name, parameter in trainable.items():
             parameter.copy_(part_of(weights[name], parameter))
+    optimizer.state.clear()  # else what the checkpoint does not know, as a parameter's first moments, would stay
+    fused = {id(p) for group in optimizer.param_groups if group.get("fused") for p in group["params"]}
     for key, value in [*load_file(path / _OPTIMISER).items(), *state["optimizer"].items()]:
         name, _, entry = key.rpartition("/")
         parameter = trainable[name]
         if isinstance(value, torch.Tensor) and value.dim():
             value = part_of(value, parameter)
+        elif isinstance(value, torch.Tensor) and id(parameter) in fused:
+            value = value.to(parameter.device)  # the count of steps, which the fused kernel reads where it runs
         optimizer.state[parameter][entry] = value
     return Position(**state["position"])
 

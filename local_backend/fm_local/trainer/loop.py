@@ -6,6 +6,7 @@ steps (evaluation, samples, saving, a kill and a resume) can change what the nex
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,7 +18,7 @@ from fm.duration import Unit
 from fm.errors import RequestError, Unavailable
 from fm.files import read_manifest
 from fm.job import Job
-from fm.layout import StageFolder
+from fm.layout import StageFolder, run_of
 from fm.lifecycle import EventType
 from fm_local.trainer import checkpoint, device, schedule
 from fm_local.trainer.batching import Indices, epoch_steps
@@ -72,7 +73,8 @@ def train(
     if found := checkpoint.newest_whole(job.resume_from):
         at = checkpoint.restore(found, trainee.trainable, optimizer, same=training.same)
     steps = epoch_steps(data.lengths, request.batch_size, request.seed, at.epoch)
-    looked_at = saved_at = at.step if found else -1
+    looked_at, saved_at = -1, at.step if found else -1
+    own_run = run_of(folder.checkpoint(0))
 
     # ---- how far to go
     elapsed = schedule.running_seconds(job.started_at, job.elapsed_seconds, now)
@@ -129,9 +131,14 @@ def train(
         began = now()
         if training.held_out is not None:
             values = evaluate(training.loss, training.held_out, accelerator, max_tokens=stepper.max_tokens, beat=beat)
-            report.metrics(at.step, values)
-            metrics.update(values)
-            at.judged(values["metrics/eval/LanguageCrossEntropy"])
+            at.judged(loss := values["metrics/eval/LanguageCrossEntropy"])
+            for name in values:
+                metrics.pop(name, None)
+            if math.isfinite(loss):
+                report.metrics(at.step, values)
+                metrics.update(values)
+            else:
+                report.event(EventType.WARNING, f"step {at.step}: the loss on held-out data is {loss}", step=at.step)
         if request.eval_prompts and (accelerator.is_main_process or training.sharded):
             answers = answer_prompts(training, request, accelerator, beat=beat)
             report.event(
@@ -207,7 +214,7 @@ def train(
         result = stepper.gradients(examples, at.step, seed=request.seed, max_norm=request.max_grad_norm)
         if (since := trouble_since(at, result)) is not None:
             optimizer.zero_grad(set_to_none=True)
-            at = go_back(
+            at, restored = go_back(
                 since,
                 at,
                 result,
@@ -215,13 +222,17 @@ def train(
                 report,
                 checkpoints=checkpoints(),
                 examples_of=examples_of,
+                own_run=own_run,
                 first_process=accelerator.is_main_process,
             )
             accelerator.wait_for_everyone()
-            steps = epoch_steps(data.lengths, request.batch_size, request.seed, at.epoch)
-            looked_at = saved_at = at.step
-            looks.start(at)
-            saves.start(at)
+            if restored is not None:
+                steps = epoch_steps(data.lengths, request.batch_size, request.seed, at.epoch)
+                looked_at, saved_at = -1, at.step
+                looks.start(at)
+                saves.start(at)
+                if run_of(restored) != own_run:
+                    save()  # from now on this run's own come first: those that were passed by are not its to remove
             continue
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

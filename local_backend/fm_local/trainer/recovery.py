@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fm.errors import RequestError
+from fm.layout import run_of
 from fm.lifecycle import EventType
 from fm_local.trainer import checkpoint, watch
 from fm_local.trainer.batching import Indices
@@ -44,10 +45,12 @@ def go_back(
     *,
     checkpoints: Iterable[Path],
     examples_of: StepExamples,
+    own_run: Path,
     first_process: bool,
-) -> Position:
+) -> tuple[Position, Path | None]:
     """Restores the newest of `checkpoints` from before step `since`, marks the steps from there to `at` as skipped, and
-    removes the checkpoints in between. Returns the position to go on from.
+    removes the checkpoints in between, as far as they are those of the run in folder `own_run`: others may yet be
+    resumed from them. Returns the position to go on from, and the checkpoint.
 
     Without such a checkpoint, a step that is not finite is skipped where it stands, since nothing of it was applied,
     and a spike is only reported.
@@ -64,23 +67,23 @@ def go_back(
         else f"step {at.step + 1}: the loss is {result.loss} and the gradient's norm {result.norm}"
     )
     lately = [step for step in at.rollbacks if step > at.step - _WITHIN]
-    if len(lately) == MOST_ROLLBACKS or not (finite or at.losses):
-        raise _gave_up(what, len(lately), training.peak_rate, named)
     by_step = {path: int(path.name.removeprefix("step-")) for path in checkpoints}
     found = checkpoint.newest_whole(path for path, step in by_step.items() if step <= since)
+    if len(lately) == MOST_ROLLBACKS or not (finite or at.losses):
+        raise _gave_up(what, len(lately), training.peak_rate, named, sound=by_step.get(found) if found else None)
     if found is not None:
         back = checkpoint.restore(found, training.trainee.trainable, training.optimizer, same=training.same)
         back.skipped = sorted({*at.skipped, *bad})
+        back.rollbacks = [*lately, at.step]
         consequence = f"went back to step {back.step}, and passes over the {len(named)} examples of those steps"
         if first_process:
-            for path in (path for path, step in by_step.items() if step > since):
+            for path in (path for path, step in by_step.items() if step > since and run_of(path) == own_run):
                 shutil.rmtree(path, ignore_errors=True)
     else:
         back = at
         back.losses = []
         back.skipped = at.skipped if finite else sorted({*at.skipped, *bad})
         consequence = "there is no earlier checkpoint; " + ("it goes on" if finite else "the step is passed over")
-    back.rollbacks = [*lately, at.step]
     report.event(
         EventType.WARNING,
         f"{what}; {consequence}. Look at examples {_some(named)}; if it happens again, lower the learning rate",
@@ -89,16 +92,16 @@ def go_back(
         back_to=back.step,
         examples=named,
     )
-    return back
+    return back, found
 
 
-def _gave_up(what: str, rollbacks: int, rate: float, examples: list[int]) -> RequestError:
+def _gave_up(what: str, rollbacks: int, rate: float, examples: list[int], *, sound: int | None) -> RequestError:
     before = f", after going back {rollbacks} times" if rollbacks else ""
     return RequestError(
         f"{what}{before}, with a learning rate of up to {rate:.3g}; nothing of this step was kept",
         field="learning_rate",
-        hint=f"lower the learning rate, to {rate / 3:.1g} say, or look at examples {_some(examples)} of the data; "
-        "the last checkpoint is sound",
+        hint=f"lower the learning rate, to {rate / 3:.1g} say, or look at examples {_some(examples)} of the data"
+        + (f"; the checkpoint of step {sound} is sound" if sound else ""),
     )
 
 

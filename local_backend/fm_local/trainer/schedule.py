@@ -64,7 +64,7 @@ class Position:
     skipped: list[int] = field(default_factory=list)
     """Steps whose examples are passed over."""
     rollbacks: list[int] = field(default_factory=list)
-    """Steps from which the training went back."""
+    """Steps from which the training went back to a checkpoint."""
     best_loss: float | None = None
     """The lowest on held-out data so far, after a first step."""
     best_step: int | None = None
@@ -75,10 +75,10 @@ class Position:
         self.losses = [*self.losses, (self.step, loss)][-watch.HISTORY :]
 
     def judged(self, loss: float) -> None:
-        """Takes in the loss on held-out data."""
+        """Takes in the loss on held-out data; one that is not finite is no better than any other."""
         if self.step == 0:
             return
-        if self.best_loss is None or loss < self.best_loss:
+        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
             self.best_loss, self.best_step, self.looks_since_best = loss, self.step, 0
         else:
             self.looks_since_best += 1
