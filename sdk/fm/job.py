@@ -24,6 +24,8 @@ from fm.request import TrainRequest
 from fm.types import DataRef, ModelRef
 
 Stage = Literal["check", "train"]
+PauseReason = Literal["loading", "saving", "answering"]
+"""What may keep a healthy training from doing a step for long."""
 
 EXIT_FAILED = 1
 """The stage wrote a FAILED, CHECK_FAILED or FAILED_EXCEPTION event before it exited."""
@@ -81,6 +83,8 @@ class Reporter:
         self._events = _append_only(folder.events)
         self._metrics = _append_only(folder.metrics)
         self._last_beat = 0.0
+        self._step = 0
+        self._pause: dict[str, Any] | None = None
 
     def event(self, type: EventType, message: str, **data: Any) -> None:
         """Reports what happened. `data` must be JSON-able; the agent copies it to the store."""
@@ -93,15 +97,30 @@ class Reporter:
         self._line(self._metrics, {"step": step, "time": self._clock.now().isoformat(), "values": dict(values)})
 
     def heartbeat(self, step: int, *, every: float = 1.0) -> None:
-        """Shows that step `step` is done; written at most once in `every` seconds."""
-        now = time.monotonic()
-        if now - self._last_beat >= every:
-            self._last_beat = now
-            write_json(self._folder.heartbeat, {"step": step, "time": self._clock.now().isoformat()})
+        """Shows that step `step` is done, which ends a pause; written at most once in `every` seconds."""
+        every = 0.0 if self._pause else every
+        self._step, self._pause = step, None
+        self._beat(every)
+
+    def sign(self) -> None:
+        """Shows that work goes on within a step or a pause; written at most once a second."""
+        self._beat(1.0)
+
+    def pause(self, why: PauseReason, seconds: float) -> None:
+        """Says that from now on, until the next step is done, up to `seconds` may pass between two signs."""
+        self._pause = {"why": why, "seconds": seconds}
+        self._beat(0.0)
 
     def close(self) -> None:
         self._events.close()
         self._metrics.close()
+
+    def _beat(self, every: float) -> None:
+        now = time.monotonic()
+        if now - self._last_beat >= every:
+            self._last_beat = now
+            beat = {"step": self._step, "time": self._clock.now().isoformat(), "pause": self._pause}
+            write_json(self._folder.heartbeat, beat)
 
     def _line(self, file: IO[bytes], value: Mapping[str, Any]) -> None:
         with disk_errors(self._folder.path):

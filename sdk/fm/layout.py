@@ -10,7 +10,7 @@
     │       ├── process.json            who does it: pid and its start time
     │       ├── events.jsonl            what happened
     │       ├── metrics.jsonl           figures by step
-    │       ├── heartbeat.json          last step, and when
+    │       ├── heartbeat.json          last step, when, and how long the next may take
     │       ├── log.txt                 what the process printed
     │       ├── checkpoints/step-<n>/   whole if it has a manifest.json that fits
     │       ├── trackers/               what trackers such as TensorBoard write

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -14,6 +17,14 @@ from fm.agent import signs
 from fm.lifecycle import EventType, Status
 from support.data import many_pairs
 from support.local import local_backend, processes_of
+
+
+def wait_for(true: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + 120
+    while not (found := true()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return found
 
 
 def test_a_stopped_trainer_is_ended_and_the_run_goes_on_from_its_checkpoint(
@@ -31,10 +42,7 @@ def test_a_stopped_trainer_is_ended_and_the_run_goes_on_from_its_checkpoint(
             save_interval="20ba",
             register_to="main.stall.model",
         )
-        deadline = time.monotonic() + 120
-        while (backend.runs.get(run.id).checkpoint_step or 0) < 40:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_for(lambda: (backend.runs.get(run.id).checkpoint_step or 0) >= 40)
         [trainer] = [process for process in processes_of(tmp_path) if "fm_local.trainer" in process.cmdline()]
         trainer.suspend()
         run = fm.wait(run, timeout=180)
@@ -43,3 +51,38 @@ def test_a_stopped_trainer_is_ended_and_the_run_goes_on_from_its_checkpoint(
         [requeued] = [event for event in run.events() if event.type is EventType.REQUEUED]
         assert "it stood still at step" in requeued.message
         assert backend.runs.get(run.id).attempt == 2
+
+
+def test_a_trainer_whose_save_takes_longer_than_a_stall_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signs, "_SHORTEST_STALL", timedelta(seconds=5))
+    monkeypatch.setattr(signs, "_LONGEST_PAUSE", timedelta(seconds=60))
+    data = many_pairs(tmp_path / "pairs.jsonl", 64)
+    with local_backend(tmp_path, FM_AGENT="inline") as backend, fm.backend(backend):
+        run = fm.create(
+            model="fm/nano-llama",
+            train_data_path=str(data),
+            task_type="INSTRUCTION_FINETUNE",
+            method="full",
+            training_duration="400ba",
+            save_interval="10ba",
+            register_to="main.stall.model",
+        )
+        [heartbeat] = wait_for(lambda: list(tmp_path.rglob("attempts/1/heartbeat.json")))
+
+        def saves() -> bool:
+            return (json.loads(heartbeat.read_bytes())["pause"] or {}).get("why") == "saving"
+
+        [trainer] = [process for process in processes_of(tmp_path) if "fm_local.trainer" in process.cmdline()]
+        wait_for(lambda: (backend.runs.get(run.id).checkpoint_step or 0) >= 20)
+        while True:
+            wait_for(saves)
+            trainer.suspend()
+            if saves():
+                break
+            trainer.resume()
+        time.sleep(12)
+        trainer.resume()
+        run = fm.wait(run, timeout=180)
+        assert (run.status, backend.runs.get(run.id).attempt) == (Status.COMPLETED, 1)

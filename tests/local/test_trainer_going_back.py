@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -141,3 +143,44 @@ def test_a_restored_optimiser_has_what_the_checkpoint_has_where_its_kernel_reads
     optimizer.param_groups[0]["fused"] = True  # as on a GPU, whose part the device "meta" plays here
     checkpoint.restore(path, elsewhere, optimizer, same={})
     assert {entry.device.type for entry in optimizer.state[elsewhere["a"]].values()} == {"meta"}
+
+
+def test_what_takes_long_is_announced_until_the_next_step_is_done(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[str, int, str | None]] = []
+
+    def note(what: str, after: Callable[..., Any]) -> Callable[..., Any]:
+        def noting(*args: Any, **options: Any) -> Any:
+            beat = json.loads(folder.heartbeat.read_bytes())
+            found.append((what, beat["step"], (beat["pause"] or {}).get("why")))
+            return after(*args, **options)
+
+        return noting
+
+    job, folder = make_job(
+        tmp_path,
+        rows=examples(20),
+        base=base,
+        training_duration="3ba",
+        save_interval="2ba",
+        eval_interval="100ba",
+        eval_prompts=["a"],
+    )
+    for place in ("loop.make_ready", "checkpoint.save", "loop.save_final", "loop.answer_prompts"):
+        module, name = place.split(".")
+        owner = importlib.import_module(f"fm_local.trainer.{module}")
+        monkeypatch.setattr(owner, name, note(name, getattr(owner, name)))
+    around_gradients(monkeypatch, lambda _, __, gradients: note("step", gradients)())
+    assert run(job, folder)
+    assert found == [
+        ("make_ready", 0, "loading"),
+        ("answer_prompts", 0, "answering"),
+        ("step", 0, "answering"),
+        ("step", 1, None),
+        ("save", 2, "saving"),
+        ("step", 2, "saving"),
+        ("save", 3, "saving"),
+        ("answer_prompts", 3, "answering"),
+        ("save_final", 3, "saving"),
+    ]

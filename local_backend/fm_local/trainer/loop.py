@@ -26,7 +26,7 @@ from fm_local.trainer.evaluate import answer_prompts, evaluate
 from fm_local.trainer.finish import final_weights, save_final
 from fm_local.trainer.recovery import go_back, trouble_since
 from fm_local.trainer.report import Report
-from fm_local.trainer.setup import make_ready
+from fm_local.trainer.setup import bytes_to_load, make_ready
 from fm_local.trainer.step import Stepper
 
 
@@ -62,10 +62,13 @@ def train(
         )
     device.make_deterministic(accelerator.device)
     report = Report(folder, job, accelerator)
+    report.pause("loading", moved=bytes_to_load(job))  # until the first step is done
 
     training = make_ready(job, accelerator, report)
     data, trainee, optimizer = training.data, training.trainee, training.optimizer
-    stepper = Stepper(training, accelerator, max_tokens=max_tokens or device.micro_batch_tokens(accelerator.device))
+    max_tokens = max_tokens or device.micro_batch_tokens(accelerator.device)
+    stepper = Stepper(training, accelerator, max_tokens=max_tokens, beat=report.sign)
+    saved_bytes = 4 * trainee.parameters + 12 * training.trained_parameters  # at most: weights, or also AdamW's moments
 
     # ---- where to begin
     to_look_at = bool(training.held_out or request.eval_prompts)
@@ -121,7 +124,7 @@ def train(
         return values.tolist()
 
     def beat() -> None:
-        report.heartbeat(at.step)
+        report.sign()
         # Alone, a process need not wait for a long evaluation's end; several have to stay together.
         if world == 1 and stop_requested():
             raise _Interrupted
@@ -140,6 +143,7 @@ def train(
             else:
                 report.event(EventType.WARNING, f"step {at.step}: the loss on held-out data is {loss}", step=at.step)
         if request.eval_prompts and (accelerator.is_main_process or training.sharded):
+            report.pause("answering")
             answers = answer_prompts(training, request, accelerator, beat=beat)
             report.event(
                 EventType.SAMPLES_GENERATED, f"{len(answers)} answers at step {at.step}", step=at.step, samples=answers
@@ -148,6 +152,7 @@ def train(
 
     def save() -> None:
         began = now()
+        report.pause("saving", moved=saved_bytes)
         whole = checkpoint.collect(trainee.trainable, optimizer)
         if accelerator.is_main_process:
             path, size = checkpoint.save(
@@ -214,6 +219,7 @@ def train(
         result = stepper.gradients(examples, at.step, seed=request.seed, max_norm=request.max_grad_norm)
         if (since := trouble_since(at, result)) is not None:
             optimizer.zero_grad(set_to_none=True)
+            report.pause("loading", moved=saved_bytes)
             at, restored = go_back(
                 since,
                 at,
@@ -267,6 +273,7 @@ def train(
         except _Interrupted:
             report.close()
             return False
+    report.pause("saving", moved=2 * saved_bytes)
     chosen = f"{at.step} steps, {at.tokens:,} tokens"
     if keeps_best and at.best_step not in (None, at.step):
         name = folder.checkpoint(at.best_step).name

@@ -10,11 +10,15 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from fm.job import Job, Reporter
+from fm.job import Job, PauseReason, Reporter
 from fm.layout import StageFolder
 from fm.lifecycle import EventType
 
 _UPDATE_SECONDS = 1.5
+_PAUSES: dict[PauseReason, float] = {"loading": 1800, "saving": 300, "answering": 1800}
+"""Seconds beside what the bytes take: a first step may compile, and each answer of a large model takes long."""
+_SLOWEST_DISK = 20e6
+"""Bytes per second, with all that is written read again for its digest; a network disk in use makes 100 MB/s."""
 
 
 class Report:
@@ -47,6 +51,15 @@ class Report:
     def heartbeat(self, step: int) -> None:
         if self._reporter:
             self._reporter.heartbeat(step)
+
+    def sign(self) -> None:
+        if self._reporter:
+            self._reporter.sign()
+
+    def pause(self, why: PauseReason, *, moved: int = 0) -> None:
+        """Says that there may be no sign for long, as `moved` bytes are read or written."""
+        if self._reporter:
+            self._reporter.pause(why, _PAUSES[why] + moved / _SLOWEST_DISK)
 
     def update_is_due(self) -> bool:
         """Whether it is time for another TRAIN_UPDATED event: at most one in 1.5 s."""

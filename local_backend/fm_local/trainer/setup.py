@@ -50,6 +50,14 @@ class Training:
     """What a checkpoint must agree in for this training to go on from it."""
 
 
+def bytes_to_load(job: Job) -> int:
+    """Size of all weights that are read before the first step. Every checkpoint may be, if the newest are damaged."""
+    prepared = job.prepared or {}
+    places = [prepared.get("model_path"), prepared.get("base_path"), job.request.custom_weights_path, *job.resume_from]
+    files = (file for place in places if place for file in Path(place).rglob("*.safetensors"))
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
 def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
     """Loads what `job` names, and reports it.
 

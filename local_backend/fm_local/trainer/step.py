@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -30,11 +31,15 @@ class Gradients(NamedTuple):
 class Stepper:
     """Computes gradients, in pieces that are halved where memory runs out; the result does not depend on their size."""
 
-    def __init__(self, training: Training, accelerator: Accelerator, *, max_tokens: int) -> None:
-        """`max_tokens`: padded tokens computed at once, unless one example alone has more."""
+    def __init__(
+        self, training: Training, accelerator: Accelerator, *, max_tokens: int, beat: Callable[[], None]
+    ) -> None:
+        """`max_tokens`: padded tokens computed at once, unless one example alone has more. `beat` is called after each
+        piece: a step may have very many."""
         self._training = training
         self._accelerator = accelerator
         self.max_tokens = max_tokens
+        self._beat = beat
 
     def gradients(self, examples: Indices, step: int, *, seed: int, max_norm: float) -> Gradients:
         """Leaves the gradient of the mean loss over the labels of `examples`, clipped to `max_norm`, in the parameters.
@@ -88,6 +93,7 @@ class Stepper:
                 # Summed over the whole step, divided once by its labels; DDP and FSDP2 divide by `world`, undone here.
                 accelerator.backward(loss * (world / labels))
             sums += torch.stack([loss.detach(), right.float()])
+            self._beat()
         sums = accelerator.reduce(sums) if world > 1 else sums
         norm = torch.nn.utils.clip_grad_norm_(list(training.trainee.trainable.values()), max_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm

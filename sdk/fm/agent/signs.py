@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -11,6 +12,7 @@ _SHORTEST_STALL = timedelta(minutes=5)
 _LONGEST_PAUSE = timedelta(minutes=30)
 SILENCE = timedelta(minutes=10)
 """After so long without a sign, a process that can't be asked counts as gone: its host died, or bears another name."""
+_LONGEST_GAP = timedelta(seconds=5)
 
 
 def seconds_lived(folder: StageFolder, since: datetime) -> float:
@@ -20,27 +22,64 @@ def seconds_lived(folder: StageFolder, since: datetime) -> float:
     return max(0.0, max(signs, default=started) - started)
 
 
-class Silence:
-    """How long a process has given no sign, by the clock of who looks; that of its host may differ."""
+class WatchedTime:
+    """Time during which somebody looked. A long gap between two looks counts as a short one: a machine that was
+    suspended or whose clock was set, or an agent that was busy elsewhere, makes no process older."""
 
     def __init__(self) -> None:
-        self._heard: tuple[Any, datetime] | None = None
-        self._longest: timedelta | None = None
+        self._watched = timedelta()
+        self._last: datetime | None = None
 
-    def listen(self, folder: StageFolder, read: Any, now: datetime) -> timedelta:
+    def look(self, now: datetime) -> timedelta:
+        """What has passed since the first look."""
+        if self._last is not None:
+            self._watched += min(max(now - self._last, timedelta()), _LONGEST_GAP)
+        self._last = now
+        return self._watched
+
+
+class Silence:
+    """How long a process has given no sign, by the watched time of who looks; the clock of its host may differ."""
+
+    def __init__(self) -> None:
+        self._heard: tuple[Any, int, timedelta] | None = None
+        self._longest: timedelta | None = None
+        self._pause: tuple[str, timedelta] | None = None
+
+    def listen(self, folder: StageFolder, read: Any, now: timedelta) -> timedelta:
         """For how long neither the heartbeat nor `read`, how far its files have been read, has changed."""
-        sign = (read, folder.heartbeat.stat().st_mtime_ns if folder.heartbeat.exists() else 0)
-        if self._heard is None or self._heard[0] != sign:
-            if self._heard is not None and folder.heartbeat.exists():
-                # The first step's sign ends the loading of the model, which says nothing of the steps.
-                self._longest = max(self._longest, now - self._heard[1]) if self._longest is not None else timedelta()
-            self._heard = sign, now
-        return now - self._heard[1]
+        beat = folder.heartbeat.stat().st_mtime_ns if folder.heartbeat.exists() else 0
+        if self._heard is None or self._heard[:2] != (read, beat):
+            if self._heard is not None and self._heard[1] and not self._pause:
+                # What lies before the first heartbeat, or was announced, says nothing of the steps.
+                self._longest = max(self._longest or timedelta(), now - self._heard[2])
+            self._heard, self._pause = (read, beat, now), _pause_in(folder)
+        return now - self._heard[2]
 
     @property
     def stalled_after(self) -> timedelta:
-        """The silence that means of a living process that it hangs: ten times the longest from which it came back,
-        within bounds, and the upper bound as long as no step is done."""
+        """The silence that means of a living process that it hangs: what it asked for, where it announced a pause; else
+        ten times the longest from which it came back, within bounds, and the upper bound as long as none is known."""
+        if self._pause:
+            return max(_SHORTEST_STALL, self._pause[1])
         if self._longest is None:
             return _LONGEST_PAUSE
         return min(_LONGEST_PAUSE, max(_SHORTEST_STALL, 10 * self._longest))
+
+    @property
+    def gone_after(self) -> timedelta:
+        """The silence after which a process that can't be asked counts as gone."""
+        return max(SILENCE, self._pause[1]) if self._pause else SILENCE
+
+    @property
+    def save_takes(self) -> timedelta:
+        """How long the save may take that it has announced; nothing if it saves nothing."""
+        return self._pause[1] if self._pause and self._pause[0] == "saving" else timedelta()
+
+
+def _pause_in(folder: StageFolder) -> tuple[str, timedelta] | None:
+    try:
+        pause = json.loads(folder.heartbeat.read_bytes())["pause"]
+        return str(pause["why"]), timedelta(seconds=pause["seconds"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        return None  # it announces none, or nothing that can be read

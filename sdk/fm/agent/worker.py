@@ -15,7 +15,7 @@ from typing import Any
 from fm.agent import processes, registration
 from fm.agent.ingest import Cursor, News, read_news
 from fm.agent.jobs import make_job
-from fm.agent.signs import SILENCE, Silence, seconds_lived
+from fm.agent.signs import Silence, WatchedTime, seconds_lived
 from fm.errors import Conflict, DiskFull
 from fm.job import EXIT_DISK_FULL, EXIT_STOPPED, Stage
 from fm.launching import GRACE, Launcher, Life
@@ -51,7 +51,8 @@ class Worker:
         self._folder = storage.run(run.id)
         self._work: dict[str, Any] = store.work(lease)
         self._renewed = store.clock.now()
-        self._stop_sent: datetime | None = None
+        self._watched = WatchedTime()
+        self._stop_sent: timedelta | None = None
         self._ended: datetime | None = None
         self._silence = Silence()
         self._stalled = ""
@@ -160,14 +161,15 @@ class Worker:
         self._take_in(self._read())
         if self._run.status.is_terminal():
             return
-        silent = self._silent_for()
-        lost = poll.life is Life.UNKNOWN and (bool(self._work.get("finished")) or silent > SILENCE)
+        now = self._watched.look(self._store.clock.now())
+        silent = self._silence.listen(self._stage_folder(), self._cursor(), now)
+        lost = poll.life is Life.UNKNOWN and (bool(self._work.get("finished")) or silent > self._silence.gone_after)
         if poll.life is Life.EXITED or lost:
             self._take_in_the_rest()
             if not self._run.status.is_terminal():
-                self._exited(poll.code, lost=lost)
+                self._exited(poll.code, lost_after=silent if lost else None)
         elif self._current_status() is Status.TERMINATING:
-            self._stop()
+            self._stop(now)
         elif self._work["stage"] == "train" and poll.life is Life.ALIVE and silent > self._silence.stalled_after:
             # Its next poll finds it dead: from there on it is a crash like any other.
             self._stalled = f"it stood still at step {self._run.step} for {silent.total_seconds() / 60:.0f} minutes"
@@ -176,9 +178,6 @@ class Worker:
     def _take_in_the_rest(self) -> None:
         while (news := self._read()).cursor != self._cursor():
             self._take_in(news)
-
-    def _silent_for(self) -> timedelta:
-        return self._silence.listen(self._stage_folder(), self._cursor(), self._store.clock.now())
 
     def _read(self) -> News:
         return read_news(self._stage_folder(), self._work["attempt"], self._cursor())
@@ -200,17 +199,16 @@ class Worker:
         self._run = self._store.find(self._run.team, self._run.id)
         return self._run.status
 
-    def _stop(self) -> None:
-        now = self._store.clock.now()
+    def _stop(self, now: timedelta) -> None:
         if self._stop_sent is None:
             self._stop_sent = now
             self._launcher.signal(self._work["handle"], "stop")
-        elif now - self._stop_sent > GRACE:
+        elif now - self._stop_sent > max(GRACE, self._silence.save_takes):
             self.kill()
 
     # Ending
 
-    def _exited(self, code: int | None, *, lost: bool) -> None:
+    def _exited(self, code: int | None, *, lost_after: timedelta | None) -> None:
         stopping = self._current_status() is Status.TERMINATING
         if self._work["stage"] == "train" and self._work.get("finished"):
             self._register()
@@ -218,8 +216,9 @@ class Worker:
             self._end(EventType.CANCELED, "cancelled; " + self._progress(), exit_code=code)
         elif self._work["stage"] == "check" and (prepared := self._prepared()):
             self._begin_training(prepared)
-        elif lost:
-            self._requeue(f"nothing was heard of its process for {SILENCE.seconds // 60} minutes; " + self._progress())
+        elif lost_after is not None:
+            minutes = int(lost_after.total_seconds() / 60)
+            self._requeue(f"nothing was heard of its process for {minutes} minutes; " + self._progress())
         elif code == EXIT_DISK_FULL:
             self._requeue("the disk is full; it goes on once there is space", wait=DISK_RETRY)
         elif code == EXIT_STOPPED:
