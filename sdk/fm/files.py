@@ -13,8 +13,9 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import IO, Any
 
 from fm.errors import Conflict, DiskFull, Unavailable
@@ -157,3 +158,13 @@ def read_manifest(folder: Path, *, verify: bool = False) -> dict[str, Any] | Non
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return dict(manifest)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder, of which some may be removed meanwhile."""
+    size = 0
+    for file in (path, *(path.rglob("*") if path.is_dir() else ())):
+        with suppress(FileNotFoundError):
+            stat = file.lstat()
+            size += stat.st_size if S_ISREG(stat.st_mode) else 0
+    return size

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fm.errors import Conflict
-from fm.files import disk_errors
+from fm.files import disk_errors, size_of
 from fm.layout import Storage
 from fm.settings import Settings
 from fm.store.store import RunStore
@@ -48,7 +48,7 @@ def find_garbage(
         )
     at = time.time() if now is None else now
     return [
-        Garbage(path, what, _size(path))
+        Garbage(path, what, size_of(path))
         for path, what in _unused(settings, storage, store)
         if at - _touched(path) > (SHARD_SECONDS if what == "tokenised data" else _RECENT_SECONDS)
     ]
@@ -101,8 +101,3 @@ def _touched(path: Path) -> float:
             continue
         times.append(max(stat.st_mtime, stat.st_atime if file.is_file() else 0.0))
     return max(times)
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.lstat().st_size for file in files if file.is_file())

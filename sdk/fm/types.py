@@ -86,6 +86,8 @@ class RunRecord(_Record):
     team: str = "local"
     owner: str = ""
     launcher: str = "process"
+    priority: int = 0
+    """Of the runs of its team that wait, the one with the highest goes first; of several, the oldest."""
     model: ModelRef
     train_data: DataRef
     eval_data: DataRef | None = None

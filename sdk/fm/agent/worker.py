@@ -17,6 +17,7 @@ from fm.agent.ingest import Cursor, News, read_news
 from fm.agent.jobs import make_job
 from fm.agent.signs import Silence, WatchedTime, seconds_lived
 from fm.errors import Conflict, DiskFull
+from fm.files import size_of
 from fm.job import EXIT_DISK_FULL, EXIT_STOPPED, Stage
 from fm.launching import GRACE, Launcher, Life
 from fm.layout import StageFolder, Storage
@@ -190,7 +191,9 @@ class Worker:
                     facts |= event.data
                 finished = finished or event.type is EventType.TRAIN_FINISHED
             work = {**self._work, "cursor": asdict(news.cursor), "facts": facts, "finished": finished}
-            what = {"new_events": news.events, "new_metrics": news.metrics, "log": news.log}
+            what: dict[str, Any] = {"new_events": news.events, "new_metrics": news.metrics, "log": news.log}
+            if finished or any(event.type is EventType.CHECKPOINT_SAVED for event in news.events):
+                what["disk_bytes"] = size_of(self._folder.path)
             self._run = self._store.save(self.lease, work=work, **what)
             # Only now: what the store could not take is read again.
             self._work = work
@@ -253,7 +256,7 @@ class Worker:
         now = self._store.clock.now()
         version = registration.describe(self._run, folder, self._work["facts"], now)
         event = Event(type=EventType.COMPLETED, time=now, message="done", data={"ran_seconds": self._ran_seconds()})
-        self._run = self._store.complete(self.lease, event, version)
+        self._run = self._store.complete(self.lease, event, version, disk_bytes=size_of(self._folder.path))
 
     def _ran_seconds(self) -> float:
         if self._run.attempt_started_at is None:

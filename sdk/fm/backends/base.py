@@ -46,6 +46,7 @@ class NewRun:
     caller: Caller = field(default_factory=Caller)
     launcher: str = "process"
     experiment_id: str = ""
+    priority: int = 0
     allow_oversize: bool = False
     """Of use to a backend that checks once more; it is not part of the run."""
 

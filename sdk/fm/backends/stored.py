@@ -144,6 +144,7 @@ class StoreRuns:
             caller=parent.caller,
             launcher=parent.launcher,
             experiment_id=parent.experiment_id,
+            priority=parent.priority,
         )
         record = self._store.create(new, idempotency_key, self._backend.principal, parent=parent)
         self._backend.tend()

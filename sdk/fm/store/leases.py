@@ -11,7 +11,8 @@ from typing import Any
 from sqlalchemy import Connection, and_, insert, or_, select, update
 
 from fm.errors import LeaseLost
-from fm.lifecycle import ACTIVE, EventType, Status
+from fm.lifecycle import ACTIVE, EventType
+from fm.store import queue
 from fm.store import runs as run_store
 from fm.store.database import upsert_into
 from fm.store.schema import logs, metrics, runs
@@ -19,7 +20,6 @@ from fm.types import Event, MetricRow, RunRecord
 
 LEASE = timedelta(seconds=30)
 """How long a lease holds without being renewed."""
-_CANDIDATES = 100
 LOG_CAP = 8 << 20
 """Bytes of log that the store keeps of one run; the rest stays in the run's folder."""
 
@@ -36,25 +36,14 @@ class Lease:
 def claim(
     connection: Connection, agent: str, host: str, now: datetime, *, free: int, total: int
 ) -> tuple[RunRecord, Lease] | None:
-    """Takes the run that has waited longest, if its time has come and its processes fit the `free` devices.
-
-    One that needs more than the `total` is left for a larger machine; one that only has to wait for devices is not
-    overtaken, or a wide run would never start.
-    """
-    waiting = (
-        select(runs.c.record)
-        .where(runs.c.status == Status.QUEUED.value, runs.c.not_before <= now.timestamp())
-        .order_by(runs.c.created_at, runs.c.id)
-        .limit(_CANDIDATES)
-        .with_for_update(skip_locked=True)
-    )
-    candidates = map(RunRecord.model_validate_json, connection.execute(waiting).scalars())
-    first = next((run for run in candidates if run.request.num_processes <= total), None)
-    if first is None or first.request.num_processes > free:
+    """Takes the run whose turn it is, if its processes fit the `free` devices of `total`: see `fm.store.queue`."""
+    first = queue.next_run(connection, now, free=free, total=total)
+    if first is None:
         return None
     run_id = first.id
     event = Event(type=EventType.CLAIMED, time=now, message=f"taken by {agent}", data={"actor": agent})
     record = run_store.append(connection, run_id, [event])
+    queue.note_turn(connection, first.team, now)
     return record, _take(connection, run_id, agent, host, now)
 
 
@@ -130,6 +119,7 @@ def save(
     new_metrics: Sequence[MetricRow] = (),
     log: str = "",
     not_before: datetime | None = None,
+    disk_bytes: int | None = None,
 ) -> RunRecord:
     """Writes what an agent has read of a trainer, together with how far it has read (`work`): all of it or nothing, so
     that nothing is taken in twice or passed over. Events come last, since one of them may end the lease."""
@@ -143,6 +133,8 @@ def save(
         changes["work"] = json.dumps(work)
     if not_before:
         changes["not_before"] = not_before.timestamp()
+    if disk_bytes is not None:
+        changes["disk_bytes"] = disk_bytes
     if changes:
         connection.execute(update(runs).where(runs.c.id == lease.run_id).values(**changes))
     if new_events:

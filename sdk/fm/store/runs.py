@@ -50,6 +50,7 @@ def create(
         team=who.team,
         owner=who.user,
         launcher=new.launcher,
+        priority=new.priority,
         model=model,
         train_data=new.train_data,
         eval_data=new.eval_data,
@@ -68,6 +69,7 @@ def create(
             experiment_id=pending.experiment_id,
             created_at=now.timestamp(),
             idempotency_key=key,
+            priority=new.priority,
             record=pending.model_dump_json(),
         )
     )

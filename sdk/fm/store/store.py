@@ -12,7 +12,7 @@ from sqlalchemy import delete, insert, select, update
 from fm.backends.base import NewRun, RunFilter
 from fm.clock import Clock, SystemClock
 from fm.errors import Conflict
-from fm.store import audit, leases, registry
+from fm.store import audit, leases, queue, registry
 from fm.store import runs as run_store
 from fm.store.access import Access
 from fm.store.admin import Administration
@@ -62,11 +62,12 @@ class RunStore:
 
     def find(self, team: str, ref: str) -> RunRecord:
         with self.database.read() as connection:
-            return run_store.find(connection, team, ref)
+            [record] = queue.explain(connection, team, [run_store.find(connection, team, ref)])
+            return record
 
     def list(self, team: str, wanted: RunFilter) -> Sequence[RunRecord]:
         with self.database.read() as connection:
-            return run_store.list_runs(connection, team, wanted)
+            return queue.explain(connection, team, run_store.list_runs(connection, team, wanted))
 
     def events(self, run_id: str, after: int, limit: int) -> Sequence[Event]:
         with self.database.read() as connection:
@@ -136,10 +137,12 @@ class RunStore:
         with self.database.write() as connection:
             return leases.save(connection, lease, **what)
 
-    def complete(self, lease: Lease, event: Event, version: ModelVersion | None) -> RunRecord:
-        """Registers `version` and ends the run, in one transaction."""
+    def complete(
+        self, lease: Lease, event: Event, version: ModelVersion | None, *, disk_bytes: int | None = None
+    ) -> RunRecord:
+        """Registers `version` and ends the run, in one transaction. `disk_bytes` is what its folder still holds."""
         with self.database.write() as connection:
-            leases.fence(connection, lease)
+            leases.save(connection, lease, disk_bytes=disk_bytes)
             if version:
                 stored = registry.insert_version(connection, version)
                 named = {"message": f"registered {stored.ref}", "data": event.data | {"registered_model": stored.ref}}
