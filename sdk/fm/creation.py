@@ -18,7 +18,7 @@ from fm.examine import DEFAULT_LAUNCHER, ThisMachine
 from fm.planning import make_plan
 from fm.plugins import require
 from fm.rates import KNOWN_RATES
-from fm.request import TrainRequest
+from fm.request import TrainRequest, check_priority
 from fm.types import Checkpoint, DataRef, ModelRef, RunRecord
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SHORT = {"duration": ("training_duration", "1ep"), "lr": ("learning_rate", None)}
 _NOT_REQUEST = {
     "validate_inputs", "data_prep_cluster_id", "idempotency_key", "dry_run", "allow_oversize", "backend", "launcher",
-    *_SHORT,
+    "priority", *_SHORT,
 }
 
 
@@ -49,6 +49,7 @@ class DryRun:
     """Who answers for the place where it would be trained."""
     warnings: tuple[str, ...] = ()
     allow_oversize: bool = False
+    priority: int = 0
 
     @property
     def rows(self) -> int | None:
@@ -102,7 +103,8 @@ def prepare(given: Mapping[str, Any], backend: Backend, *, plan_only: bool = Fal
     for text in doubts:
         warnings.warn(text, RequestWarning, stacklevel=_level_of_caller())
     prepared = DryRun(
-        request, model, train_data, eval_data, backend.name, launcher, machine, doubts, given["allow_oversize"]
+        request, model, train_data, eval_data, backend.name, launcher, machine, doubts, given["allow_oversize"],
+        check_priority(given["priority"]),
     )
     if not plan_only:
         machine.admit(prepared)
@@ -124,7 +126,7 @@ def prepare_again(record: RunRecord, backend: Backend) -> DryRun:
             verify(locate(data.path, field=parameter), data)
     return DryRun(
         record.request, record.model, record.train_data, record.eval_data, backend.name, record.launcher,
-        backend.machine or ThisMachine(backend),
+        backend.machine or ThisMachine(backend), priority=record.priority,
     )
 
 
@@ -140,6 +142,7 @@ def submit(plan: DryRun, backend: Backend, *, idempotency_key: str | None = None
         eval_data=_put(backend, plan.eval_data) if plan.eval_data else None,
         caller=describe_caller(),
         launcher=plan.launcher,
+        priority=plan.priority,
         experiment_id=experiment_id(plan.request.experiment_path),
         allow_oversize=plan.allow_oversize,
     )

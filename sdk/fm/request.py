@@ -32,6 +32,20 @@ class _Request(BaseModel):
     )
 
 
+PRIORITIES = range(-100, 101)
+
+
+def check_priority(value: int) -> int:
+    """Returns `value` if it can be a run's priority, which is no part of its request: it says when, not what.
+
+    Raises:
+        RequestError: it is no whole number from -100 to 100.
+    """
+    if type(value) is not int or value not in PRIORITIES:
+        raise RequestError(f"priority {value!r} is not possible", field="priority", hint="a number from -100 to 100")
+    return value
+
+
 class LoraConfig(_Request):
     """The adapter's shape. Defaults follow "LoRA without regret" (Thinking Machines, 2025): all linear layers."""
 

@@ -105,6 +105,7 @@ class Submission(_Body):
     train_data: Data
     eval_data: Data | None = None
     launcher: str = Field("process", max_length=100)
+    priority: int = Field(0, ge=-100, le=100)
     caller: Asker = Asker()
     allow_oversize: bool = False
 

@@ -47,6 +47,7 @@ def submit(view: StoreBackend, body: Submission) -> NewRun:
         eval_data=datasets.find(view, body.eval_data) if body.eval_data else None,
         caller=Caller(user=view.principal.user, **body.caller.model_dump()),
         launcher=body.launcher,
+        priority=body.priority,
         experiment_id=experiment_id(body.request.experiment_path),
     )
 

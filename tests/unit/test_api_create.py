@@ -275,3 +275,19 @@ def test_qlora_without_bitsandbytes_is_refused_before_the_data_is_read(
     monkeypatch.setattr("fm.examine.missing_from", lambda extra: ("bitsandbytes",) if extra == "qlora" else ())
     with pytest.raises(fm.MissingExtra, match=r"ftctl\[qlora\]"):
         fm.create(model_folder(tmp_path / "base"), tmp_path / "no-such.jsonl", method="qlora", backend=local)
+
+
+def test_a_priority_is_kept_also_by_a_rerun_and_a_resumed_run(data: Path, fm_fake: ScriptedLauncher) -> None:
+    fm_fake.script = fm.testing.Script(fails_at=7)
+    run = fm.create(MODEL, data, priority=10).wait(raise_on_failure=False)
+    assert run.record.priority == 10
+    assert fm.rerun(run).record.priority == 10
+    assert run.resume().record.priority == 10
+    assert fm.create(MODEL, data).record.priority == 0
+
+
+@pytest.mark.parametrize("priority", [101, -101, 1.5, "10", None, True])
+def test_a_priority_that_is_none_is_refused(data: Path, priority: object) -> None:
+    with pytest.raises(fm.RequestError, match="priority"):
+        fm.create(MODEL, data, priority=priority)  # type: ignore[arg-type]
+    assert nothing_was_stored()

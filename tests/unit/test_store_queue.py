@@ -143,13 +143,13 @@ def test_many_agents_at_once_do_not_break_a_limit(line: Queue) -> None:
 
 
 def test_a_team_beyond_its_quota_of_disk_waits_and_says_so(line: Queue) -> None:
-    line.admin.limit_team("red", max_disk=1000)
+    line.admin.limit_team("red", max_disk=1_500_000_000)
     first = line.add("red")
     _, lease = line.claim()  # type: ignore[misc]
     line.store.save(lease, disk_bytes=2 * 10**9)
     waiting = line.add("red")
     assert line.claim() is None
-    assert line.reason(waiting).startswith("waits: team red uses 2.0 GB of its 1.0 kB of disk")
+    assert line.reason(waiting).startswith("waits: team red uses 2.0 of its 1.5 GB of disk")
     line.end(lease)
     assert line.claim() is None
     line.store.remove(Principal(user="ada", team="red"), first.id)

@@ -62,6 +62,7 @@ def create(
     tags: Mapping[str, str] | None = None,
     duration: str | Duration | None = None,
     lr: float | str | None = None,
+    priority: int = 0,
     idempotency_key: str | None = None,
     dry_run: bool = False,
     allow_oversize: bool = False,
@@ -120,6 +121,8 @@ def create(
         tags: free key-value pairs, kept with the run.
         duration: short for `training_duration`.
         lr: short for `learning_rate`.
+        priority: of the runs of your team that wait, those with the highest go first; -100 to 100. Whose turn it is
+            between teams does not depend on it.
         idempotency_key: calls with the same key make one run. None: one for each call, kept over crashes.
         dry_run: check everything, write nothing, and return an `fm.DryRun` instead of a run; its `plan` is what
             `fm.plan` says.

@@ -65,6 +65,7 @@ class RemoteRuns:
         body = wire.Submission(
             request=new.request, model=new.model.name, train_data=Data.of(new.train_data),
             eval_data=Data.of(new.eval_data) if new.eval_data else None, launcher=new.launcher,
+            priority=new.priority,
             caller=wire.Asker.of(new.caller), allow_oversize=new.allow_oversize,
         )
         return self._client.ask(RunRecord, Call("POST", f"{PREFIX}/runs", body=body, key=idempotency_key))

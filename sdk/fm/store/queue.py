@@ -11,7 +11,6 @@ from datetime import datetime
 
 from sqlalchemy import Connection, func, select
 
-from fm.display import human_bytes
 from fm.lifecycle import ACTIVE, Status
 from fm.store.database import take_turns, upsert_into
 from fm.store.schema import datasets, models, runs, teams, turns
@@ -102,6 +101,6 @@ def _held_back(connection: Connection, team: str) -> str:
     if limits.max_running is not None and (going := _going(connection, team)) >= limits.max_running:
         return f"waits: {going} runs of team {team} are going, and no more than {limits.max_running} may at once"
     if limits.max_disk is not None and (used := disk_bytes(connection, team)) >= limits.max_disk:
-        most = human_bytes(limits.max_disk)
-        return f"waits: team {team} uses {human_bytes(used)} of its {most} of disk; removing runs or models frees some"
+        of = f"{used / 1e9:.1f} of its {limits.max_disk / 1e9:.1f} GB of disk"
+        return f"waits: team {team} uses {of}; removing runs or models frees some"
     return ""
