@@ -188,6 +188,7 @@ STATUS_OF: dict[type[FMError], int] = {
     errors.Conflict: 409,
     errors.Unauthorised: 401,
     errors.Forbidden: 403,
+    errors.Damaged: 500,
     errors.MissingExtra: 501,
     errors.Unavailable: 503,
     errors.DiskFull: 507,

@@ -12,7 +12,9 @@ from fm.backends import base
 from fm.backends.base import RunFilter
 from fm.backends.stored import StoreBackend
 from fm.errors import Conflict, Forbidden, NotFound, RequestError
+from fm.examine import ThisMachine
 from fm.lifecycle import EventType, Status
+from fm.request import TrainRequest
 from fm.resolve import resolve_model
 from fm.store import access
 from fm.types import ModelRef, RunRecord
@@ -72,8 +74,15 @@ MODEL_VERBS: dict[str, Callable[[StoreBackend, str], Any]] = {
     "open": lambda backend, ref: backend.models.open(ref),
     "delete": lambda backend, ref: backend.models.delete(ref),
 }
-WITHOUT_NAMES = {"put"}
-"""Verbs of `Files`: what is put is the caller's own."""
+MACHINE_VERBS: dict[str, Callable[[StoreBackend, str], Any]] = {
+    "examine": lambda backend, ref: ThisMachine(backend).examine(replace_model(ref), "process"),
+}
+WITHOUT_NAMES = {"put", "admit", "plan"}
+"""What is put is the caller's own; what is planned and admitted was examined before."""
+
+
+def replace_model(ref: str) -> TrainRequest:
+    return _plain().request.model_copy(update={"model": ref})
 
 
 def _plain() -> base.NewRun:
@@ -97,8 +106,9 @@ def test_the_verbs_below_are_all_that_there_are() -> None:
         for name, part in vars(base).items()
         if getattr(part, "_is_protocol", False) and part not in (Protocol, base.Backend)
     }
-    assert parts.pop("Machine")  # which a store has none of: a server's routes are tested beside it
-    assert parts == {"Runs": set(RUN_VERBS), "Models": set(MODEL_VERBS), "Files": WITHOUT_NAMES}
+    assert {name: verbs - WITHOUT_NAMES for name, verbs in parts.items()} == {
+        "Runs": set(RUN_VERBS), "Models": set(MODEL_VERBS), "Machine": set(MACHINE_VERBS), "Files": set(),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("verb", RUN_VERBS)
@@ -109,11 +119,12 @@ def test_anothers_run_is_the_same_as_none(teams: TwoTeams, reds: RunRecord, verb
     assert teams.red.runs.get(reds.id) == reds
 
 
-@pytest.mark.parametrize("verb", MODEL_VERBS)
+@pytest.mark.parametrize("verb", [*MODEL_VERBS, *MACHINE_VERBS])
 def test_anothers_model_is_the_same_as_none(teams: TwoTeams, reds: RunRecord, verb: str) -> None:  # noqa: ARG001
+    ask = (MODEL_VERBS | MACHINE_VERBS)[verb]
     for suffix in ("", "/1", "@secret-alias", "@none", "/7"):
-        seen = outcome(MODEL_VERBS[verb], teams.blue, MODEL + suffix)
-        assert seen == outcome(MODEL_VERBS[verb], teams.blue, "secret.red.nodel" + suffix).replace(
+        seen = outcome(ask, teams.blue, MODEL + suffix)
+        assert seen == outcome(ask, teams.blue, "secret.red.nodel" + suffix).replace(
             "secret.red.nodel", MODEL
         )
     assert teams.red.models.get(MODEL).aliases == ("secret-alias",)
