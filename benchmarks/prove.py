@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,28 @@ def prove_watch(folder: Path, count: int) -> dict[str, Any]:
     return figures | {"holds": not alarms and found >= 0.95 * 2 * count}
 
 
+def prove_alarms(_: Path) -> dict[str, Any]:
+    """False alarms in noise without a trend. They are rare, so noise is drawn in orders that meet the condition on
+    ranks, and what the second condition leaves of them is multiplied by how many of all orders those are."""
+    import numpy as np
+
+    from fm_local.trainer.watch import HISTORY, RUN, has_spiked
+
+    # Places from the highest value down; up to two of the reference are among the run's seven or eight highest.
+    high = [head for count in (RUN - 1, RUN) for head in combinations(range(count + 2), count)]
+    orders = [(*head, *rest) for head in high for rest in combinations(range(RUN + 2, HISTORY), RUN - len(head))]
+    share = len(orders) / math.comb(HISTORY, RUN)
+    random, figures = np.random.default_rng(0), {"by_ranks_alone": share}
+    for name, noise in (("normal", random.normal), ("log-normal", random.lognormal), ("logistic", random.logistic)):
+        alarms = 0
+        for _ in range(20_000):
+            values = np.sort(noise(size=HISTORY))[::-1]
+            run = list(orders[random.integers(len(orders))])
+            alarms += has_spiked([*np.delete(values, run), *values[run]])
+        figures[name] = share * alarms / 20_000
+    return figures | {"holds": max(figures.values()) < 1e-4}
+
+
 def prove_data(folder: Path, megabytes: int) -> dict[str, Any]:
     """A JSONL of `megabytes`: validated and tokenised under 1 GB, at 80 % of the tokenizer's own speed or more."""
     out = folder / "data.json"
@@ -135,7 +159,7 @@ def prove_data(folder: Path, megabytes: int) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ["kills", "budgets", "watch", "data"]
+    names = ["kills", "budgets", "watch", "alarms", "data"]
     parser.add_argument("parts", nargs="*", choices=[*names, []], help="which parts (default: all)")
     parser.add_argument("--count", type=int, default=20, help="kills of each kind")
     parser.add_argument("--budgets", type=int, default=10, help="runs with a wall-clock budget")
@@ -146,6 +170,7 @@ def main() -> int:
         "kills": lambda folder: prove_kills(folder, options.count),
         "budgets": lambda folder: prove_budgets(folder, options.budgets),
         "watch": lambda folder: prove_watch(folder, options.seeds),
+        "alarms": prove_alarms,
         "data": lambda folder: prove_data(folder, options.megabytes),
     }
     proof = json.loads(PROOF.read_text()) if PROOF.exists() else {}

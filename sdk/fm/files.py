@@ -131,12 +131,13 @@ def seal(folder: Path, **extra: Any) -> dict[str, Any]:
     return manifest
 
 
-def digest_folder(folder: Path, patterns: Sequence[str]) -> str:
-    """One SHA-256 over names and digests of the files of `folder` that fit a pattern; a manifest's digests are taken as
-    they stand."""
+def digest_folder(folder: Path, patterns: Sequence[str], *, verify: bool) -> str:
+    """One SHA-256 over names and digests of the files of `folder` that its manifest names, else of those that fit a
+    pattern. Without `verify` a manifest's digests are taken as they stand, and its files are not read."""
     manifest = read_manifest(folder)
     if manifest:
-        files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        entries = manifest["files"].items()
+        files = {name: digest_file(folder / name) if verify else entry["sha256"] for name, entry in entries}
     else:
         paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
         files = {path.name: digest_file(path) for path in paths}

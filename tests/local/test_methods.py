@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fm.errors import FMError, RequestError
-from fm.files import read_manifest
+from fm.files import read_manifest, seal
 from fm.types import ModelRef
 from fm_local.models.export import export
 from fm_local.models.load import load_causal_lm, open_model
@@ -315,8 +315,11 @@ def test_a_head_with_an_adapter_and_new_rows_at_once_is_refused(tmp_path: Path) 
         trained(tmp_path, base, new_tokens=["<a>"], lora={"target_modules": ("lm_head", "q_proj")})
 
 
-def test_a_merge_into_changed_weights_of_the_base_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("registered", [False, True])
+def test_a_merge_into_changed_weights_of_the_base_is_refused(tmp_path: Path, registered: bool) -> None:
     base = model("llama", tmp_path / "base")
+    if registered:
+        seal(base, kind="full")
     adapter = trained(tmp_path, base)
     weights = load_file(base / "model.safetensors")
     weights["model.norm.weight"] += 0.1

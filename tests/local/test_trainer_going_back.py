@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from fm.errors import RequestError
 from fm.files import read_manifest
 from fm.layout import RunFolder
-from fm_local.trainer import checkpoint
+from fm_local.trainer import checkpoint, device
 from fm_local.trainer.methods import make_optimizer
 from fm_local.trainer.schedule import Position
 from fm_local.trainer.step import Gradients, Stepper
@@ -143,6 +143,12 @@ def test_a_restored_optimiser_has_what_the_checkpoint_has_where_its_kernel_reads
     optimizer.param_groups[0]["fused"] = True  # as on a GPU, whose part the device "meta" plays here
     checkpoint.restore(path, elsewhere, optimizer, same={})
     assert {entry.device.type for entry in optimizer.state[elsewhere["a"]].values()} == {"meta"}
+
+
+def test_attention_is_not_written_out_where_one_example_is_long() -> None:
+    cpu = torch.device("cpu")
+    assert device.prefers_plain_attention(cpu, "bf16", 98.0, 877)
+    assert not device.prefers_plain_attention(cpu, "bf16", 98.0, 8192)
 
 
 def test_what_takes_long_is_announced_until_the_next_step_is_done(

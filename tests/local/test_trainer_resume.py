@@ -138,6 +138,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(tmp_path:
     job, folder = make_job(tmp_path, rows=examples(20), base=base, save_interval="2ba", training_duration="8ba")
     run(job, folder)
     older, newest = checkpoints_of(folder)
+    assert newest_whole([older, newest]) == newest
     damaged = bytearray((newest / "trainable.safetensors").read_bytes())
     damaged[-5] ^= 1
     (newest / "trainable.safetensors").write_bytes(damaged)

@@ -119,3 +119,23 @@ def test_a_step_or_a_sign_counts_and_only_a_step_ends_a_pause(tmp_path: Path) ->
         report.heartbeat(step, every=0.0)
         silence.listen(folder, 0, timedelta(hours=2, seconds=step))
     assert silence.stalled_after == timedelta(minutes=5)
+
+
+def test_of_a_flood_of_output_the_beginning_and_the_end_stay_on_disk(tmp_path: Path) -> None:
+    class Floods(ScriptedLauncher):
+        printed = 0
+
+        def poll(self, handle: Handle) -> Poll:
+            if handle["kind"] == "train" and self.printed < 20:
+                self.printed += 1
+                with self._stages[handle["stage"]].folder.log.open("ab") as log:
+                    log.write(b"x" * (10 << 20) + b"%d\n" % self.printed)  # of which some lines end nowhere near
+                return Poll(Life.ALIVE)
+            return super().poll(handle)
+
+    bench = Bench(tmp_path, Floods(Script(), SimulatedClock()))
+    record = bench.create()
+    assert bench.finish(record).status is Status.COMPLETED
+    log = bench.storage.run(record.id).attempt(1).log.read_bytes()
+    assert len(log) < 75 << 20
+    assert log.startswith(b"xxx") and b"step 10/10" in log

@@ -11,13 +11,15 @@ _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model")
 """What of a base decides on the result, and so goes into its digest."""
 
 
-def digest_of_base(folder: Path) -> str:
-    """One SHA-256 for all files of a model that decide on what is computed."""
-    return digest_folder(folder, _MODEL_FILES)
+def digest_of_base(folder: Path, *, verify: bool = False) -> str:
+    """One SHA-256 for all files of a model that decide on what is computed. A registered model's are not read for it,
+    unless `verify` asks for that."""
+    return digest_folder(folder, _MODEL_FILES, verify=verify)
 
 
-def check_base(adapter: Path, base: Path) -> None:
-    """Checks that the files in `base` are those that `adapter` was trained on, where its manifest remembers them.
+def check_base(adapter: Path, base: Path) -> str:
+    """Checks that the files in `base` are those that `adapter` was trained on, where its manifest remembers them, and
+    returns their digest.
 
     Reads all of the base, so it is left out where a model is only opened.
 
@@ -25,9 +27,11 @@ def check_base(adapter: Path, base: Path) -> None:
         RequestError: they are not.
     """
     trained_on = (read_manifest(adapter) or {}).get("base_digest")
-    if trained_on and trained_on != digest_of_base(base):
+    found = digest_of_base(base, verify=True)
+    if trained_on and trained_on != found:
         raise RequestError(
             f"the adapter in {adapter} was trained on another base than what lies in {base} now",
             field="model",
             hint="use the base that it was trained on, with its files unchanged",
         )
+    return found

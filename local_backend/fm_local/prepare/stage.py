@@ -92,7 +92,7 @@ def _digest_of_base(model: ModelRef) -> str | None:
     if not base.path:
         return None
     if model.adapter_of and model.path:
-        check_base(Path(model.path), Path(base.path))
+        return check_base(Path(model.path), Path(base.path))
     return digest_of_base(Path(base.path))
 
 

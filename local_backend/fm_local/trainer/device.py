@@ -71,11 +71,12 @@ def micro_batch_tokens(device: torch.device) -> int:
     return 16384 if device.type == "cuda" else 2048
 
 
-def prefers_plain_attention(device: torch.device, precision: str, mean_length: float) -> bool:
+def prefers_plain_attention(device: torch.device, precision: str, mean_length: float, longest: int) -> bool:
     """Whether attention is quicker written out as matrix products. On a CPU torch's fused kernel computes bf16 without
     the hardware's bf16 products: 0.77 to 0.85 times the whole step's speed at 32 to 128 tokens, 0.90 to 0.94 times on
-    skewed lengths of 98 on average (`docs/performance.md`). Written out it needs memory for the length squared."""
-    return device.type == "cpu" and precision == "bf16" and mean_length <= 256
+    skewed lengths of 98 on average (`docs/performance.md`). Written out it needs memory for the length squared, of the
+    longest example too: 2 MB for each head and layer at 1,024 tokens, 128 MB at 8,192."""
+    return device.type == "cpu" and precision == "bf16" and mean_length <= 256 and longest <= 1024
 
 
 def needs_activation_checkpointing(device: torch.device, parameters: int) -> bool:

@@ -79,7 +79,7 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
 
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     trainee = prepare_model(job, tokenizer, precision=precision, device=accelerator.device)
-    if device.prefers_plain_attention(accelerator.device, precision, data.lengths.mean()):
+    if device.prefers_plain_attention(accelerator.device, precision, data.lengths.mean(), data.lengths.max()):
         trainee.language_model.set_attn_implementation("eager")
     loss = TokenLoss(trainee.language_model, head_apart=False)
     sharded = request.sharding != "none"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from fm.types import Event, MetricRow
 
 _PAGE = 1 << 20
 """Bytes read of each file at one look: a flood of output delays nobody else's events for long."""
+
+_LOG_ON_DISK = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,13 @@ def read_news(folder: StageFolder, attempt: int, cursor: Cursor) -> News:
         metrics=list(_metrics(metric_lines)),
         log=log.decode(errors="replace"),
     )
+
+
+def cap_log(folder: StageFolder, cursor: Cursor) -> None:
+    """Cuts a flood of output back to what was read of it, so that it can't fill the disk. What comes then is appended,
+    so of a log that is too long the beginning and the end remain."""
+    if cursor.log >= LOG_CAP and folder.log.stat().st_size > _LOG_ON_DISK:
+        os.truncate(folder.log, LOG_CAP)
 
 
 def _events(lines: bytes, attempt: int, before: int) -> Iterator[Event]:

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from fm.agent import processes, registration
-from fm.agent.ingest import Cursor, News, read_news
+from fm.agent.ingest import Cursor, News, cap_log, read_news
 from fm.agent.jobs import make_job
 from fm.agent.signs import Silence, WatchedTime, seconds_lived
 from fm.errors import Conflict, DiskFull
@@ -160,6 +160,7 @@ class Worker:
         # Asked first and read second: what a process wrote before it exited is then always seen.
         poll = self._launcher.poll(self._work["handle"])
         self._take_in(self._read())
+        cap_log(self._stage_folder(), self._cursor())
         if self._run.status.is_terminal():
             return
         now = self._watched.look(self._store.clock.now())

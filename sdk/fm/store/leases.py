@@ -161,7 +161,7 @@ def _add_log(connection: Connection, run_id: str, before: int, text: str) -> Non
         return
     size = len(text.encode())
     if before + size >= LOG_CAP:
-        text = text[: LOG_CAP - before] + f"\n[log cut at {LOG_CAP >> 20} MiB; the rest is in the run's folder]\n"
+        text = text[: LOG_CAP - before] + f"\n[log cut at {LOG_CAP >> 20} MiB; the end is in the run's folder]\n"
     last = connection.execute(select(logs.c.seq).where(logs.c.run_id == run_id).order_by(logs.c.seq.desc()).limit(1))
     # PostgreSQL refuses NUL in text.
     clean = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
