@@ -8,13 +8,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from fm.deadline import within
 from fm.display import one_line
-from fm.errors import RunFailed, RunStopped, WaitTimeout
+from fm.errors import RunFailed, RunStopped, Unavailable, WaitTimeout
 from fm.lifecycle import Status
 from fm.types import Event, LogChunk, MetricRow
 
 if TYPE_CHECKING:
     from fm.run import Run
+
+OUTAGE_SECONDS = 300.0
+"""How long a server may be away while a run of it is followed or waited for."""
+_AWAY_SECONDS = 1.0
+"""Until it is asked again."""
+_A_LOOK_SECONDS = 1.0
+"""What one look at a run gets even where the time is up."""
 
 
 def read_events(run: Run, after: int = 0) -> Iterator[Event]:
@@ -49,11 +57,14 @@ def follow_events(run: Run) -> Iterator[Event]:
 
 def follow_logs(run: Run, offset: int = 0) -> Iterator[str]:
     """The run's log from `offset` on as it grows, until the run has ended."""
+    outage = _Outage()
     with detached_by_interrupt(run):
         while True:
-            # In this order, since the log may grow between the two questions.
-            ended = run.refresh().status.is_terminal()
-            chunk: LogChunk = run.backend.runs.logs(run.id, offset=offset)
+            ended, chunk = False, LogChunk(text="", next_offset=offset)
+            with outage.borne():
+                # In this order, since the log may grow between the two questions.
+                ended = run.refresh().status.is_terminal()
+                chunk = run.backend.runs.logs(run.id, offset=offset)
             if chunk.text:
                 offset = chunk.next_offset
                 yield chunk.text
@@ -75,16 +86,18 @@ def wait_for(
     from fm.progress import show_progress
 
     deadline = None if timeout is None else clock() + timeout
-    after = 0
+    after, outage = 0, _Outage(clock)
     with detached_by_interrupt(run), show_progress(run) as show:
         while True:
-            ended = run.refresh().status.is_terminal()
-            for event in read_events(run, after):
-                show(event)
-                after = event.seq
+            ended, pause = False, _AWAY_SECONDS
+            with outage.borne(), within(None if deadline is None else max(_A_LOOK_SECONDS, deadline - clock())):
+                ended = run.refresh().status.is_terminal()
+                for event in read_events(run, after):
+                    show(event)
+                    after = event.seq
+                pause = run.backend.poll_seconds
             if ended:
                 break
-            pause = run.backend.poll_seconds
             if deadline is not None:
                 if (left := deadline - clock()) <= 0:
                     raise WaitTimeout(
@@ -112,6 +125,26 @@ def raise_for_status(run: Run) -> None:
     if run.status is Status.STOPPED:
         what = one_line(f"run {run.name} was stopped: {run.reason}")
         raise RunStopped(what, run=run, hint=f"go on with `ftctl runs resume {run.name}`")
+
+
+class _Outage:
+    """Bears with a server that is away for a while, as it is for a restart."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._answered = clock()
+
+    @contextmanager
+    def borne(self) -> Iterator[None]:
+        """Ends the block quietly where it could not ask the server, unless that has lasted too long."""
+        try:
+            yield
+        except Unavailable as error:
+            asked_a_server = error.attempts > 0
+            if not (asked_a_server and error.retryable) or self._clock() - self._answered > OUTAGE_SECONDS:
+                raise
+        else:
+            self._answered = self._clock()
 
 
 @contextmanager

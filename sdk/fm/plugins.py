@@ -44,6 +44,7 @@ PARTS = {
     "open_model": Plugin("fm_local.models.load:open_model", extra="local"),
     "export_model": Plugin("fm_local.models.export:export", extra="local"),
     "preview": Plugin("fm_local.prepare.preview:preview", extra="local"),
+    "serve": Plugin("fm_server.command:serve", extra="server"),
     "serve_in_background": Plugin("fm_server.serving:serve_in_background", extra="server"),
 }
 """What `fm` asks of `fm_local` beside training, and of `fm_server`. No seam: nobody else can supply these."""

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 import fm
 from fm import wire
-from fm.errors import FMError, RequestError, Unauthorised
+from fm.errors import FMError, RequestError
 from fm.wire import Problem
 
 logger = logging.getLogger("fm.server")
@@ -35,10 +35,10 @@ def explain_errors(app: FastAPI) -> None:
 
     @app.exception_handler(FMError)
     async def known(request: Request, error: FMError) -> Response:
-        if not isinstance(error, (RequestError, Unauthorised)):
-            logger.info("%s %s: %s", request.method, request.url.path, error.message)
-        hidden = request.app.state.paths.hide(wire.problem_of(error, request.state.request_id).model_dump_json())
-        return problem(Problem.model_validate_json(hidden))
+        found = wire.problem_of(error, request.state.request_id)
+        if found.status >= 500:
+            logger.error("%s %s (%s): %s", request.method, request.url.path, request.state.request_id, error.message)
+        return problem(Problem.model_validate_json(request.app.state.paths.hide(found.model_dump_json())))
 
     @app.exception_handler(RequestValidationError)
     async def malformed(request: Request, error: RequestValidationError) -> Response:
@@ -58,7 +58,7 @@ def explain_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> Response:
-        logger.error("%s %s", request.method, request.url.path, exc_info=error)
+        logger.error("%s %s (%s)", request.method, request.url.path, request.state.request_id, exc_info=error)
         return problem(
             Problem(
                 title="Internal error", status=500, code=wire.code_of(FMError),

@@ -7,6 +7,7 @@ run's latest lines, which all its followers share.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from fm.errors import FMError, NotFound
 from fm.types import Event
 from fm_server.counters import Counters
 from fm_server.paths import Paths
+
+logger = logging.getLogger("fm.server")
 
 _TICK_SECONDS = 0.1
 _BREATH = b": keep-alive\n\n"
@@ -124,7 +127,9 @@ class Feed:
             known = {key: followed.head for key, followed in self._runs.items()}
             try:
                 news = await run_in_threadpool(self._look, list(self._runs.values()), known)
-            except FMError:  # such as a locked store; the followers wait, and nothing is lost
+            except Exception as error:
+                # Whatever it is, such as a locked store: who follows waits, and nothing is lost by looking again.
+                logger.error("can't look for new events: %s", error, exc_info=not isinstance(error, FMError))
                 news = {}
             for key, (head, lines, error) in news.items():
                 if (followed := self._runs.get(key)) and followed.head == known[key]:

@@ -20,13 +20,16 @@ _COMMANDS = {
     "admin": "fm.cli.admin:admin",
     "agent": "fm.cli.agent:agent",
     "completion": "fm.cli.completion:completion",
+    "context": "fm.cli.contexts:context",
     "create": "fm.cli.create:create",
     "data": "fm.cli.data:data",
     "doctor": "fm.cli.doctor:doctor",
     "gc": "fm.cli.gc:gc",
+    "login": "fm.cli.contexts:login",
     "models": "fm.cli.models:models",
     "plan": "fm.cli.plan:plan",
     "runs": "fm.cli.runs:runs",
+    "server": "fm.cli.server:server",
 }
 
 
@@ -55,7 +58,7 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(fm.__version__, prog_name="ftctl")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.option("--backend", metavar="NAME", help="Where runs are kept (default: FM_BACKEND, else local).")
+@click.option("--backend", metavar="NAME", help="A name, or a server's URL (default: FM_BACKEND, or see `context`).")
 @click.pass_context
 def main(ctx: click.Context, debug: bool, backend: str | None) -> None:
     """Fine-tune language models on machines that you own.

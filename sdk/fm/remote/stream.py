@@ -9,12 +9,11 @@ from collections.abc import Iterator
 import httpx
 
 from fm.errors import Unavailable
+from fm.follow import OUTAGE_SECONDS
 from fm.remote.client import Call, Client
 from fm.types import Event
 from fm.wire import Problem, error_of
 
-OUTAGE_SECONDS = 300.0
-"""How long a server may be away while its events are followed."""
 _PAUSE_SECONDS = 1.0
 
 

@@ -1,0 +1,89 @@
+"""`ftctl server` as a user starts it: the token that is found, the addresses that are refused, a clean end."""
+
+from __future__ import annotations
+
+import signal
+import stat
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import fm
+from fm.cli.main import run as ftctl
+from fm.remote.contexts import Contexts, contexts_path
+from support.data import many_pairs
+from support.ftctl_server import server_process
+
+
+def test_a_client_of_the_same_user_finds_the_token_by_itself(tmp_path: Path) -> None:
+    with server_process(tmp_path / "home") as server:
+        assert stat.S_IMODE(contexts_path().stat().st_mode) == 0o600
+        token = Contexts.read().token_for(server.url)
+        with fm.backend(server.url):
+            run = fm.create("fm/nano-llama", many_pairs(tmp_path / "p.jsonl", 4), task_type="INSTRUCTION_FINETUNE",
+                            method="full")
+            assert fm.list() == [run] and run.status is fm.Status.QUEUED
+        # Stopped while somebody follows, it ends at once and well; started again, it keeps the token.
+        threading.Thread(target=lambda: next(iter(run.events(follow=True))), daemon=True).start()
+        time.sleep(0.5)
+        began = time.monotonic()
+        assert server.stop(signal.SIGTERM) == 0
+        assert time.monotonic() - began < 8
+        server.start()
+        assert Contexts.read().token_for(server.url) == token
+        assert fm.get(run.id, backend=server.url).id == run.id
+        assert server.stop(signal.SIGINT) == 0
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "train.example"])
+def test_an_address_that_others_reach_is_refused_without_tls_or_a_proxy(
+    host: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ftctl(["server", "--host", host]) == 2
+    assert "--tls-cert" in capsys.readouterr().err
+    assert not contexts_path().exists()
+
+
+def test_a_certificate_without_its_key_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.pem").touch()
+    assert ftctl(["server", "--tls-cert", str(tmp_path / "c.pem")]) == 2
+
+
+def test_a_port_that_is_taken_is_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with server_process(tmp_path / "home") as server:
+        assert ftctl(["server", "--port", str(server.port), "--no-agent"]) == 6
+        assert "--port" in capsys.readouterr().err
+
+
+def test_login_keeps_a_token_and_uses_the_server_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import io
+
+    with fm.testing.serve() as server:
+        monkeypatch.setattr("sys.stdin", io.StringIO("wrong\n"))
+        assert ftctl(["login", "team", server.url]) == 10
+        assert not contexts_path().exists()
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{server.token}\n"))
+        assert ftctl(["login", "team", server.url]) == 0
+        run = fm.create("fm/nano-llama", many_pairs(tmp_path / "p.jsonl", 4), task_type="INSTRUCTION_FINETUNE",
+                        method="full")
+        assert run.backend.name == server.url
+        assert ftctl(["context", "use", "local"]) == 0
+        assert fm.list() == []
+        assert fm.list(backend="team") == [run]
+        capsys.readouterr()
+        assert ftctl(["context", "list", "-q"]) == 0
+        assert capsys.readouterr().out == "team\n"
+        assert ftctl(["context", "rm", "team"]) == 0
+        assert ftctl(["context", "use", "team"]) == 4
+        assert server.token not in contexts_path().read_text()
+
+
+def test_a_context_file_that_others_may_read_is_refused() -> None:
+    Contexts().write()
+    contexts_path().chmod(0o644)
+    with pytest.raises(fm.Unavailable, match="chmod 600"):
+        fm.list()

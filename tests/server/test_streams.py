@@ -1,0 +1,170 @@
+"""Live events: in order, once, without a gap, whatever happens to the server and the connection."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+import fm
+from fm.backends.fake import FakeBackend, Script
+from fm.lifecycle import EventType
+from fm.remote.opening import open_remote
+from fm.settings import Settings
+from fm.store.leases import Lease
+from fm.store.store import RunStore
+from fm.testing.serving import Served
+from fm.types import Event, Principal
+from support.cutting import proxied
+from support.data import many_pairs
+from support.ftctl_server import server_process
+from support.server import ask, ended_run
+from support.stores import new_run
+
+
+def messages(text: str) -> list[tuple[str, str]]:
+    """(kind, id) of each message of a stream."""
+    found = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if fields:
+            found.append((fields["event"], fields.get("id", "")))
+    return found
+
+
+def test_a_stream_has_every_event_once_and_says_its_end(server: Served, tmp_path: Path) -> None:
+    run = ended_run(server, tmp_path)
+    count = len(run.get_events())
+    answer = ask(server, "GET", f"/v1/runs/{run.name}/stream")
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert messages(answer.text) == [*(("event", str(seq)) for seq in range(1, count + 1)), ("end", "")]
+
+
+def test_a_stream_goes_on_after_the_last_event_that_was_seen(server: Served, tmp_path: Path) -> None:
+    run = ended_run(server, tmp_path)
+    count = len(run.get_events())
+    for seen in (0, 3, count, count + 5):
+        answer = ask(server, "GET", f"/v1/runs/{run.id}/stream", headers={"Last-Event-ID": str(seen)})
+        assert messages(answer.text) == [*(("event", str(seq)) for seq in range(seen + 1, count + 1)), ("end", "")]
+
+
+@pytest.mark.parametrize("last", ["-1", "x", "1e9", "9" * 30])
+def test_a_last_event_that_is_none_is_refused(server: Served, tmp_path: Path, last: str) -> None:
+    run = ended_run(server, tmp_path)
+    assert ask(server, "GET", f"/v1/runs/{run.id}/stream", headers={"Last-Event-ID": last}).status_code == 400
+
+
+@pytest.fixture
+def held(server: Served) -> Iterator[Callable[[Path], fm.Run]]:
+    """Makes a run that trains until it is cancelled."""
+    assert isinstance(server.kept, FakeBackend)
+    server.kept.launcher.script = Script(holds_at=2)
+
+    def make(folder: Path) -> fm.Run:
+        data = many_pairs(folder / "p.jsonl", 4)
+        return fm.create("fm/nano-llama", data, task_type="INSTRUCTION_FINETUNE", method="full", backend=server.remote)
+
+    yield make
+    server.kept.launcher.script = Script()
+
+
+def test_a_quiet_stream_is_kept_alive(
+    server: Served, held: Callable[[Path], fm.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fm.wire.KEEP_ALIVE_SECONDS", 0.05)
+    run = held(tmp_path)
+    headers = {"Authorization": f"Bearer {server.token}"}
+    with httpx.stream("GET", f"{server.url}/v1/runs/{run.id}/stream", headers=headers, trust_env=False) as stream:
+        breaths = (line for line in stream.iter_lines() if line.startswith(":"))
+        assert [next(breaths) for _ in range(3)] == [": keep-alive"] * 3
+    run.cancel()
+
+
+def test_all_who_follow_a_run_see_the_same(held: Callable[[Path], fm.Run], tmp_path: Path) -> None:
+    run = held(tmp_path)
+    seen: list[list[Event]] = [[] for _ in range(8)]
+    threads = [threading.Thread(target=lambda mine=mine: mine.extend(run.events(follow=True))) for mine in seen]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    run.cancel()
+    for thread in threads:
+        thread.join(30)
+    assert all(mine == run.get_events() and mine[-1].is_terminal_state() for mine in seen)
+
+
+def test_a_run_that_is_gone_has_no_events_to_follow(server: Served, tmp_path: Path) -> None:
+    run = ended_run(server, tmp_path)
+    fm.delete(run)
+    with pytest.raises(fm.NotFound):
+        list(run.events(follow=True))
+
+
+def test_cut_connections_lose_and_repeat_nothing(server: Served, tmp_path: Path) -> None:
+    run = ended_run(server, tmp_path, training_duration="40ba")
+    with proxied(server.url) as proxy:
+        # Every connection but the tenth is cut after some bytes, also within a line.
+        sent: dict[int, int] = {}
+
+        def cut(number: int, block: bytes) -> bytes | None:
+            before = sent.get(number, 0)
+            sent[number] = before + len(block)
+            return block[: 900 - before] or None if number < 10 else block
+
+        proxy.reply = cut
+        remote = open_remote(proxy.url, token=server.token)
+        assert list(remote.runs.follow(run.id)) == run.get_events()
+        assert proxy.connections >= 5
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunStore]:
+    monkeypatch.setenv("FM_HOME", str(tmp_path / "home"))
+    settings = Settings.read()
+    settings.prepare_home()
+    store = RunStore(settings.store_url)
+    yield store
+    store.close()
+
+
+def claimed(store: RunStore) -> Lease:
+    """The lease of a run that was just made and taken."""
+    import getpass
+
+    store.create(new_run(), "k", Principal(user=getpass.getuser()))
+    found = store.claim("a", "h", free=1, total=1)
+    assert found
+    return found[1]
+
+
+def test_events_are_followed_through_kills_of_the_server(store: RunStore, tmp_path: Path) -> None:
+    lease, total = claimed(store), 300
+    done = threading.Event()
+
+    def write() -> None:
+        for number in range(total):
+            kind = EventType.TRAIN_UPDATED if number < total - 1 else EventType.FAILED
+            event = Event(type=kind, time=store.clock.now(), message=f"event {number}")
+            if kind is EventType.FAILED:
+                done.wait(60)
+            store.save(lease, new_events=[event])
+            time.sleep(0.01)
+
+    with server_process(tmp_path / "home") as server:
+        remote = open_remote(server.url)
+        threading.Thread(target=write, daemon=True).start()
+        seen, kills = [], 0
+        for event in remote.runs.follow(lease.run_id):
+            seen.append(event.seq)
+            if len(seen) in (40, 150):
+                server.stop(signal.SIGKILL)
+                server.start()
+                kills += 1
+            if kills == 2:
+                done.set()
+    assert seen == list(range(1, total + 3))

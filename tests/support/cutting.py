@@ -1,0 +1,60 @@
+"""A TCP proxy that does to connections what networks do: cuts them, swallows replies, trickles, or holds its tongue."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+Behaviour = Callable[[int, bytes], bytes | None]
+"""What becomes of a block of the server's reply on the n-th connection; None cuts the connection there."""
+
+
+@dataclass
+class Proxy:
+    """Forwards to the server at `target`; `reply` may be replaced while it runs."""
+
+    target: str
+    reply: Behaviour = lambda _number, block: block
+    connections: int = 0
+    url: str = field(init=False, default="")
+
+
+@contextmanager
+def proxied(target: str) -> Iterator[Proxy]:
+    """A proxy before the server at `target`, as long as the block lasts."""
+    proxy = Proxy(target)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        proxy.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        threading.Thread(target=_accept, args=(listening, proxy), daemon=True).start()
+        yield proxy
+        listening.shutdown(socket.SHUT_RDWR)
+
+
+def _accept(listening: socket.socket, proxy: Proxy) -> None:
+    with suppress(OSError):
+        while True:
+            client, _ = listening.accept()
+            proxy.connections += 1
+            threading.Thread(target=_forward, args=(client, proxy, proxy.connections), daemon=True).start()
+
+
+def _forward(client: socket.socket, proxy: Proxy, number: int) -> None:
+    where = urlsplit(proxy.target)
+    with suppress(OSError), client, socket.create_connection((where.hostname, where.port)) as server:
+        threading.Thread(target=_pump, args=(client, server), daemon=True).start()
+        while block := server.recv(65536):
+            changed = proxy.reply(number, block)
+            if changed is None:
+                return
+            client.sendall(changed)
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while block := source.recv(65536):
+            target.sendall(block)
+        target.shutdown(socket.SHUT_WR)
