@@ -6,7 +6,8 @@ Variable        Meaning                                                         
 FM_HOME         folder of the run store and the agent's log; must be a local disk     ``~/.ftctl``
 FM_RUNS         storage root for run folders, models and shards; may be shared        FM_HOME
 FM_STORE        SQLAlchemy URL of the run store, as ``postgresql+psycopg://…``        SQLite in FM_HOME
-FM_BACKEND      backend to use                                                        ``local``
+FM_BACKEND      backend to use: a name, or a server's URL                             ``local``
+FM_TOKEN        token for a server                                                    kept by ``ftctl login``
 FM_AGENT        ``auto``: started when needed, detached; ``inline``: a thread of      ``auto``
                 the calling process; ``off``: somebody runs ``ftctl agent``
 ==============  ====================================================================  ==========================

@@ -127,9 +127,9 @@ class Feed:
             known = {key: followed.head for key, followed in self._runs.items()}
             try:
                 news = await run_in_threadpool(self._look, list(self._runs.values()), known)
-            except Exception as error:
+            except Exception as failure:
                 # Whatever it is, such as a locked store: who follows waits, and nothing is lost by looking again.
-                logger.error("can't look for new events: %s", error, exc_info=not isinstance(error, FMError))
+                logger.error("can't look for new events: %s", failure, exc_info=not isinstance(failure, FMError))
                 news = {}
             for key, (head, lines, error) in news.items():
                 if (followed := self._runs.get(key)) and followed.head == known[key]:

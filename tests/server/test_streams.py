@@ -111,10 +111,10 @@ def test_cut_connections_lose_and_repeat_nothing(server: Served, tmp_path: Path)
         # Every connection but the tenth is cut after some bytes, also within a line.
         sent: dict[int, int] = {}
 
-        def cut(number: int, block: bytes) -> bytes | None:
-            before = sent.get(number, 0)
-            sent[number] = before + len(block)
-            return block[: 900 - before] or None if number < 10 else block
+        def cut(number: int, block: bytes) -> bytes:
+            left = 900 - sent.get(number, 0) if number < 10 else len(block)
+            sent[number] = sent.get(number, 0) + len(block)
+            return block[:left]
 
         proxy.reply = cut
         remote = open_remote(proxy.url, token=server.token)

@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-Behaviour = Callable[[int, bytes], bytes | None]
-"""What becomes of a block of the server's reply on the n-th connection; None cuts the connection there."""
+Behaviour = Callable[[int, bytes], bytes]
+"""What is left of a block of the server's reply on the n-th connection; where something is missing, it is cut there."""
 
 
 @dataclass
@@ -48,9 +48,12 @@ def _forward(client: socket.socket, proxy: Proxy, number: int) -> None:
         threading.Thread(target=_pump, args=(client, server), daemon=True).start()
         while block := server.recv(65536):
             changed = proxy.reply(number, block)
-            if changed is None:
-                return
             client.sendall(changed)
+            if changed != block:
+                break
+        # Closing alone would not end a connection from which another thread still reads.
+        client.shutdown(socket.SHUT_RDWR)
+        server.shutdown(socket.SHUT_RDWR)
 
 
 def _pump(source: socket.socket, target: socket.socket) -> None:
