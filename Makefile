@@ -42,10 +42,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Those that train share the cores among their own threads; the others share them among processes.
+# Those that train use threads of their own, and are therefore two at a time at most.
 test: lint
 	$(BIN)/pytest tests/unit tests/contract -n auto --maxprocesses 4 --dist loadscope
-	$(BIN)/pytest tests --ignore tests/unit --ignore tests/contract
+	$(BIN)/pytest tests --ignore tests/unit --ignore tests/contract -n auto --maxprocesses 2 --dist loadscope
 
 # In an environment of their own: what they need must never decide what ftctl runs with.
 peers: $(PEERS)/.installed
