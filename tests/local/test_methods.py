@@ -163,16 +163,17 @@ def test_trap_24_no_adapter_keeps_a_copy_of_its_own_of_its_input_under_autocast(
 
     base = model("llama", tmp_path / "base")
     sizes, gradients = [], []
-    for cast_input in (False, True):
+    for as_peft_has_it in (False, True):
         if method == "qlora":
             language_model = load_nf4(base, dtype=torch.bfloat16, device=CPU)
         else:
             language_model = load_causal_lm(base, dtype=torch.bfloat16)
         peft_model = add_adapter(language_model, LoraConfig(), token_ids=[], seed=1)
-        adapters = [m for m in peft_model.modules() if hasattr(m, "cast_input_dtype_enabled")]
-        assert not any(m.cast_input_dtype_enabled for m in adapters)
-        for module in adapters:
-            module.cast_input_dtype_enabled = cast_input
+        if as_peft_has_it:
+            for module in peft_model.modules():
+                if hasattr(module, "cast_input_dtype_enabled"):
+                    module.cast_input_dtype_enabled = True
+                    vars(module).pop("forward", None)
         with torch.autocast("cpu", torch.bfloat16), saved_tensors() as kept:
             loss, _ = TokenLoss(language_model)(collate(Rows(examples(8)), list(range(8))))
             sizes.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
@@ -182,6 +183,35 @@ def test_trap_24_no_adapter_keeps_a_copy_of_its_own_of_its_input_under_autocast(
     assert gradients[0]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.parametrize("targets", ["all-linear", ("lm_head",)])
+def test_a_fused_adapter_computes_what_pefts_own_does(
+    tmp_path: Path, family: str, use_rslora: bool, targets: Any
+) -> None:
+    from fm.request import LoraConfig
+
+    language_model = load_causal_lm(model(family, tmp_path / "base"), dtype=torch.float32)
+    lora = LoraConfig(rank=4, use_rslora=use_rslora, target_modules=targets)
+    peft_model = add_adapter(language_model, lora, token_ids=[], seed=1)
+    trainable = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        torch.nn.init.normal_(parameter, std=0.1)
+    batch = collate(Rows(examples(6)), list(range(6)))
+    found = []
+    for fused in (True, False):
+        layers = [module for module in peft_model.modules() if vars(module).get("forward") is not None]
+        assert bool(layers) is fused
+        loss, _ = TokenLoss(language_model)(batch)
+        found.append((loss, torch.autograd.grad(loss, trainable)))
+        for layer in layers:
+            del layer.forward
+    torch.testing.assert_close(found[0][0], found[1][0])
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,14 @@ SHAPES: dict[str, tuple[Any, Step]] = {
 }
 
 
+@dataclass(eq=False)
+class Kept:
+    """What autograd holds in a tensor's stead, and lets go with the graph."""
+
+    storage: torch.UntypedStorage
+    tensor: torch.Tensor
+
+
 def counted(config: Any, step: Step, folder: Path) -> int:
     """Bytes that the trainer's module, with real weights, really keeps: each storage once, without parameters."""
     torch.manual_seed(1)
@@ -54,18 +64,20 @@ def counted(config: Any, step: Step, folder: Path) -> int:
     labels = max(1, round(places * step.labels))
     ids = torch.randint(0, 250, (step.rows, step.width))
     batch = MicroBatch(ids, torch.arange(places)[:labels], torch.randint(0, 250, (labels,)))
-    kept: dict[int, torch.Tensor] = {}
+    kept: weakref.WeakSet[Kept] = weakref.WeakSet()
     with torch.autocast("cpu", torch.bfloat16, enabled=step.autocast):
         module = TokenLoss(model)
         own = {parameter.untyped_storage().data_ptr() for parameter in module.parameters()}
 
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-            return tensor
+        def keep(tensor: torch.Tensor) -> Kept:
+            kept.add(found := Kept(tensor.untyped_storage(), tensor))
+            return found
 
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            module(batch)
-    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda found: found.tensor):
+            loss = module(batch)
+    storages = {found.storage.data_ptr(): found.storage.nbytes() for found in kept}
+    assert loss[0].requires_grad  # what it keeps is still there
+    return sum(size for place, size in storages.items() if place not in own)
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -6,12 +6,12 @@ processes, so that the gradient does not depend on how the step was cut up.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that everyone knows
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from fm_local.trainer.batching import MicroBatch
 
@@ -41,15 +41,10 @@ class TokenLoss(nn.Module):
         hidden = _pick(self.language_model.base_model(**batch.inputs(), use_cache=False).last_hidden_state, batch)
         head = self.language_model.get_output_embeddings()
         rows = max(1, _LOGITS_AT_ONCE // self.language_model.config.get_text_config().vocab_size)
-        if len(hidden) <= rows:
-            return _cross_entropy(head(hidden), batch.labels)
-        parts = [
-            # The block's logits are computed again in the backward pass rather than kept.
-            checkpoint(_head_loss, head, h, y, use_reentrant=False, preserve_rng_state=False)
-            for h, y in zip(torch.split(hidden, rows), torch.split(batch.labels, rows), strict=True)
-        ]
-        losses, rights = zip(*parts, strict=True)
-        return torch.stack(losses).sum(), torch.stack(rights).sum()
+        if not torch.is_grad_enabled():
+            return _sum(_cross_entropy(head(h), y) for h, y in _blocks(rows, hidden, batch.labels))
+        trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+        return _BlockwiseLoss.apply(head, rows, batch.labels, hidden, *trained)  # type: ignore[no-any-return, no-untyped-call]
 
     def logits(self, batch: MicroBatch) -> torch.Tensor:
         """The model's own, (rows, length, vocabulary)."""
@@ -65,8 +60,43 @@ def _pick(values: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
     return flat if len(batch.positions) == len(flat) else flat.index_select(0, batch.positions)
 
 
-def _head_loss(head: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return _cross_entropy(head(hidden), labels)
+class _BlockwiseLoss(torch.autograd.Function):
+    """The loss of head(hidden), and its gradient in the same pass, block by block: logits are neither kept for the
+    backward pass nor computed a second time in it (as in Wijmans et al., Cut Your Losses, 2024)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, head: nn.Module, rows: int, labels: torch.Tensor, hidden: torch.Tensor, *trained: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        of_hidden = torch.empty_like(hidden)
+        of_trained = [torch.zeros_like(weight) for weight in trained]
+        found = []
+        for h, y, slot in _blocks(rows, hidden, labels, of_hidden):
+            with torch.enable_grad():
+                h = h.detach().requires_grad_()
+                loss, right = _cross_entropy(head(h), y)
+            first, *others = torch.autograd.grad(loss, [h, *trained])
+            slot.copy_(first)
+            for total, part in zip(of_trained, others, strict=True):
+                total += part
+            found.append((loss.detach(), right))
+        ctx.save_for_backward(of_hidden, *of_trained)
+        loss, right = _sum(found)
+        ctx.mark_non_differentiable(right)
+        return loss, right
+
+    @staticmethod
+    def backward(ctx: Any, of_loss: torch.Tensor, _: None) -> tuple[torch.Tensor | None, ...]:
+        return None, None, None, *(gradient * of_loss for gradient in ctx.saved_tensors)
+
+
+def _blocks(rows: int, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    return zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True)
+
+
+def _sum(found: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
+    losses, rights = zip(*found, strict=True)
+    return torch.stack(losses).sum(), torch.stack(rights).sum()
 
 
 def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
