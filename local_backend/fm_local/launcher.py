@@ -35,7 +35,8 @@ class ProcessLauncher:
         self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     def start(self, run: RunRecord, folder: StageFolder, stage: Stage) -> Handle:
-        python = run.caller.python if Path(run.caller.python).is_file() else sys.executable
+        # The caller may be another user, with an interpreter that can't be looked at from here.
+        python = run.caller.python if os.access(run.caller.python, os.X_OK) else sys.executable
         make_private(folder.path)
         with disk_errors(folder.log), folder.log.open("ab") as log:
             folder.log.chmod(0o600)
@@ -83,7 +84,8 @@ def _environment(run: RunRecord, folder: StageFolder) -> dict[str, str]:
     environment = {**_POLITE, **os.environ, **run.caller.env, **_QUIET}
     # torchrun passes a request to stop on to its ranks, and by default kills them 30 s later.
     environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE.seconds))
-    environment.pop("FM_STORE", None)  # it may hold a password, and a trainer knows nothing of stores
+    for name in ("FM_STORE", "FM_FILES"):  # they may hold a password, and a trainer knows nothing of stores
+        environment.pop(name, None)
     if devices := Job.read(folder).devices:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
     return environment

@@ -17,7 +17,7 @@ _process_wide: Backend | None = None
 """What a plain call chose. Kept apart, since threads and notebook cells don't inherit a context variable."""
 _opened: dict[tuple[str | None, ...], Backend] = {}
 """Backends opened for their name alone. The key holds the settings too, which tests and notebooks change."""
-_SETTINGS = ("FM_HOME", "FM_RUNS", "FM_STORE", "FM_AGENT", "FM_TOKEN")
+_SETTINGS = ("FM_HOME", "FM_RUNS", "FM_FILES", "FM_STORE", "FM_AGENT", "FM_TOKEN")
 
 
 class backend:  # noqa: N801 - used as a function: `fm.backend("fake")`

@@ -122,7 +122,7 @@ def prepare_again(record: RunRecord, backend: Backend) -> DryRun:
     if backend.trains_here:
         require("launchers", record.launcher)
     for data, parameter in ((record.train_data, "train_data_path"), (record.eval_data, "eval_data_path")):
-        if data and backend.machine is None:  # else it lies there, under its digest
+        if data and not data.stored:  # else it lies in the file store, under its digest
             verify(locate(data.path, field=parameter), data)
     return DryRun(
         record.request, record.model, record.train_data, record.eval_data, backend.name, record.launcher,

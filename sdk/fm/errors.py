@@ -11,7 +11,7 @@
     ├── Conflict                it exists already, is still in use, or is in a state that forbids this
     ├── Unauthorised            no token, or one that is unknown, expired or revoked
     ├── Forbidden               the token lacks the scope, or the data set is sensitive: says which
-    ├── Damaged                 the audit log, or a backup, is not what was written: says from where on
+    ├── Damaged                 the audit log, a backup or a stored file is not what was written: says where
     ├── MissingExtra            an optional part of ftctl is not installed: says the command that installs it
     ├── Unavailable             something outside the request is in the way; trying again later may help
     │   ├── DiskFull            no space left: says where, and how much is needed
@@ -152,7 +152,7 @@ class Forbidden(FMError):
 
 
 class Damaged(FMError):
-    """The audit log, or a backup, is not what was written."""
+    """The audit log, a backup or a stored file is not what was written."""
 
     exit_code = 11
 

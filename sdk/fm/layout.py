@@ -13,11 +13,17 @@
     │       ├── heartbeat.json          last step, when, and how long the next may take
     │       ├── log.txt                 what the process printed
     │       ├── checkpoints/step-<n>/   whole if it has a manifest.json that fits
+    │       ├── outgoing/               checkpoints on their way to a file store elsewhere
     │       ├── trackers/               what trackers such as TensorBoard write
     │       └── final/                  the weights to register, with a manifest.json
     ├── models/<a.b.c>/<run id>/        the files of a registered version
-    ├── shards/<digest>/                tokenised data, found again by digest
-    └── datasets/<team>/<digest>/        data that a client has sent, in data/, with a manifest.json
+    ├── data/<digest>/                  an uploaded data set: files/, with a manifest.json
+    ├── uploads/<id>/                   data sets of which a part has arrived
+    ├── cache/<key>/                    copies of what an object store has
+    └── shards/<digest>/                tokenised data, found again by digest
+
+Run folders, models and data lie in the file store (`fm.filestore`), where their keys are their paths below the root. On
+a single machine that is this very folder.
 """
 
 from __future__ import annotations
@@ -61,6 +67,10 @@ class StageFolder:
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
+
+    @property
+    def outgoing(self) -> Path:
+        return self.path / "outgoing"
 
     @property
     def trackers(self) -> Path:
@@ -122,13 +132,25 @@ class Storage:
         """Where the files of the version that `run_id` made of model `name` lie."""
         return self.models / name / run_id
 
+    def data(self, digest: str) -> Path:
+        """Where the uploaded data set of that digest lies."""
+        return self.root / "data" / digest
+
+    @property
+    def uploads(self) -> Path:
+        return self.root / "uploads"
+
+    @property
+    def cache(self) -> Path:
+        return self.root / "cache"
+
+    def key(self, path: Path) -> str:
+        """What the file store calls `path`, a folder below the root."""
+        return path.relative_to(self.root).as_posix()
+
     @property
     def shards(self) -> Path:
         return self.root / "shards"
 
     def shard(self, digest: str) -> Path:
         return self.shards / digest
-
-    def dataset(self, team: str, digest: str) -> Path:
-        """Where the data of that digest lies, if a client of `team` has sent it."""
-        return self.root / "datasets" / team / digest

@@ -127,9 +127,18 @@ def _registered(model: str, backend: Backend) -> ModelRef:
     except NotFound as error:
         raise NotFound(error.message, hint=_did_you_mean(model, backend) or error.hint) from None
     base = version.base if version.kind == "adapter" else None
-    if base and base.kind == "registered" and base.team is None:
-        base = base.model_copy(update={"team": version.team})
+    if base and base.kind == "registered":
+        base = _placed(base, base.team or version.team, backend)
     return ModelRef(kind="registered", name=version.ref, path=version.path, adapter_of=base, team=version.team)
+
+
+def _placed(base: ModelRef, team: str, backend: Backend) -> ModelRef:
+    """`base`, a registered model of `team`, with its folder on this machine, which may not be where it was trained."""
+    try:
+        version = backend.models.get(base.name)
+    except NotFound:  # of a granted model, it may be granted or not
+        return base.model_copy(update={"team": team, "path": None})
+    return base.model_copy(update={"team": team, "path": version.path if version.team == team else None})
 
 
 def _from_folder(folder: Path, backend: Backend, *, folders: bool = True) -> ModelRef:

@@ -5,6 +5,8 @@ Variable        Meaning                                                         
 ==============  ====================================================================  ==========================
 FM_HOME         folder of the run store and the agent's log; must be a local disk     ``~/.ftctl``
 FM_RUNS         storage root for run folders, models and shards; may be shared        FM_HOME
+FM_FILES        file store that agents elsewhere share: a folder, or an fsspec URL    FM_RUNS
+                as ``s3://bucket/prefix``
 FM_STORE        SQLAlchemy URL of the run store, as ``postgresql+psycopg://…``        SQLite in FM_HOME
 FM_BACKEND      backend to use: a name, or a server's URL                             ``local``
 FM_TOKEN        token for a server                                                    kept by ``ftctl login``
@@ -23,6 +25,7 @@ from pathlib import Path
 
 from fm.errors import HomeError, RequestError, Unavailable
 from fm.files import make_private
+from fm.filestore import FileStore, open_store
 from fm.layout import Storage
 
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs", "fuse.sshfs"}
@@ -37,10 +40,12 @@ class Settings:
     storage: Storage
     store_url: str
     agent: str
+    files_url: str | None = None
+    """The file store; None: the storage root itself."""
 
     @classmethod
-    def read(cls) -> Settings:
-        """Settings as the environment has them.
+    def read(cls, *, store_url: str | None = None, files_url: str | None = None) -> Settings:
+        """Settings as the environment has them, but for those that are given.
 
         Raises:
             RequestError: a variable's value is not one that it can have.
@@ -52,8 +57,20 @@ class Settings:
             raise RequestError(
                 f"FM_AGENT is {agent!r}", field="FM_AGENT", hint=f"set it to one of {', '.join(_AGENT_MODES)}"
             )
-        url = os.environ.get("FM_STORE") or f"sqlite:///{home / 'ftctl.db'}"
-        return cls(home=home, storage=Storage(root), store_url=url, agent=agent)
+        url = store_url or os.environ.get("FM_STORE") or f"sqlite:///{home / 'ftctl.db'}"
+        files = files_url or os.environ.get("FM_FILES") or None
+        if files and "://" not in files:
+            files = str(Path(files).expanduser().absolute())
+        return cls(home=home, storage=Storage(root), store_url=url, agent=agent, files_url=files)
+
+    def open_files(self) -> FileStore:
+        """The file store.
+
+        Raises:
+            RequestError: FM_FILES names none.
+            MissingExtra: what it needs is not installed.
+        """
+        return open_store(self.files_url or str(self.storage.root), self.storage.cache)
 
     def prepare_home(self) -> None:
         """Makes the home folder and checks that it can hold the run store.

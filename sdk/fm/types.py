@@ -6,7 +6,7 @@ They accept unknown fields, so that an older client reads a newer store.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,7 +29,9 @@ class ModelRef(_Record):
     name: str
     """The path, the registered version as ``a.b.c/3``, the preset, or the hub's ``org/name``."""
     path: str | None = None
-    """Folder with the weights; None for a preset, and for a hub model until it is fetched."""
+    """Folder with the weights on this machine; None for a preset, and for what is not here yet."""
+    key: str | None = None
+    """Of a registered model: what the file store calls its folder. Set by the store alone."""
     team: str | None = None
     """Of a registered model: the team that owns it. None: the run's own."""
     adapter_of: ModelRef | None = None
@@ -45,6 +47,32 @@ class DataRef(_Record):
     bytes: int
     rows: int | None = None
     """None where `validate_inputs=False` left the rows uncounted."""
+    stored: bool = False
+    """Whether the file store has it, as the data set of that digest; then `path` only says where it came from."""
+
+
+class DataFile(NamedTuple):
+    """A file of a data set: its name, without folders, and its size."""
+
+    name: str
+    bytes: int
+
+
+class Dataset(_Record):
+    """A data set in the file store, as a team has it. Its bytes never change."""
+
+    digest: str
+    """SHA-256 over names and bytes of all files; what the data set is known by."""
+    name: str
+    """What its owner calls it; need not be unique."""
+    bytes: int
+    rows: int | None = None
+    """None where nobody has counted them."""
+    sensitive: bool = False
+    """Whether its text may leave in no way: no download, no samples in events, no external tracker."""
+    owner: str = ""
+    team: str = "local"
+    created_at: datetime
 
 
 class DataCounts(_Record):
@@ -162,10 +190,13 @@ class Checkpoint(_Record):
     """A whole checkpoint, from which training can go on."""
 
     step: int
-    path: str
+    path: str | None
+    """Its folder on this machine; None where it has to be brought here first."""
     created_at: datetime
     attempt: int
     bytes: int
+    files: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of each file, by its name below `path`."""
     metrics: dict[str, float] = Field(default_factory=dict)
 
 
@@ -175,7 +206,10 @@ class ModelVersion(_Record):
     name: str
     version: int
     kind: Literal["adapter", "full"]
-    path: str
+    key: str = ""
+    """What the file store calls its folder."""
+    path: str | None = None
+    """Its folder on this machine; None where it has to be brought here first."""
     files: dict[str, str]
     """SHA-256 of each file, by its name below `path`."""
     bytes: int

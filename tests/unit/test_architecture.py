@@ -13,8 +13,9 @@ SOURCES = {"fm": ROOT / "sdk", "fm_local": ROOT / "local_backend", "fm_server": 
 
 LAYERS = [
     {"errors", "deadline", "duration", "names", "clock", "presets", "layout", "rates"},
-    {"lifecycle", "request", "types", "files", "job", "launching", "settings", "plugins"},
-    {"store", "data", "backends"},
+    {"lifecycle", "request", "types", "files", "filestore", "objectstore", "uploads", "job"}
+    | {"launching", "settings", "plugins"},
+    {"store", "data", "backends", "sending"},
     {"agent"},
     {"api", "run", "testing", "context", "creation", "examine", "follow", "resolve", "caller", "pending", "display"}
     | {"tables", "remote", "wire"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -79,7 +80,7 @@ def save(
         save_tensors(unfinished / _WEIGHTS, whole.weights)
         save_tensors(unfinished / _OPTIMISER, whole.optimizer)
         write_json(unfinished / _STATE, {"position": asdict(at), "optimizer": whole.scalars, "same": dict(same)})
-        seal(unfinished, kind="checkpoint", step=at.step, metrics=dict(metrics))
+        seal(unfinished, kind="checkpoint", step=at.step, metrics=dict(metrics), saved_at=time.time())
     _remove_old(folder.checkpoints, keep, folder.checkpoint(protected or 0))
     return target, _size(target)
 

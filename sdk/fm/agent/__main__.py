@@ -4,9 +4,10 @@ import sys
 
 from fm.agent.daemon import main
 from fm.errors import Conflict, FMError
+from fm.settings import Settings
 
 try:
-    main(forever=False)
+    main(Settings.read(), forever=False)
 except Conflict:
     # Two verbs started one at the same time; the other agent does the work.
     sys.exit(0)

@@ -7,11 +7,14 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 
+from fm.agent import processes
 from fm.agent.devices import Devices
+from fm.agent.inputs import are_apart
 from fm.agent.worker import Worker
-from fm.errors import Conflict, FMError, LeaseLost, Unavailable
+from fm.errors import Conflict, FMError, LeaseLost, RequestError, Unavailable
+from fm.filestore import FileStore, FolderStore
 from fm.launching import Launcher
-from fm.layout import Storage
+from fm.layout import RunFolder, Storage
 from fm.lifecycle import EventType, Fault
 from fm.store.leases import Lease
 from fm.store.store import RunStore
@@ -30,13 +33,17 @@ class Agent:
         launchers: Callable[[str], Launcher],
         devices: Devices,
         place: str,
+        *,
+        files: FileStore | None = None,
     ) -> None:
         """`launchers` gives the launcher of a name, `place` names where there is at most one agent at a time: the
-        next one there takes over at once what this one leaves."""
+        next one there takes over at once what this one leaves. `files` is the storage root where none is given."""
         self.place = place
         self.id = f"agent-{place}-{secrets.token_hex(4)}"
         self._store = store
         self._storage = storage
+        self._files = files or FolderStore(storage.root)
+        self._apart = are_apart(self._files, storage)
         self._launchers = launchers
         self._devices = devices
         self._workers: dict[str, Worker] = {}
@@ -51,6 +58,18 @@ class Agent:
         for run, lease in self._store.adopt(self.id, self.place):
             logger.info("adopted %s (%s)", run.name, run.status.value)
             self._own(run, lease, None)
+
+    def end_strays(self) -> None:
+        """Ends the processes below the working folder whose runs are not this agent's any more, if nobody else can see
+        that folder: while it was away, its runs were taken over and begun again on other machines."""
+        if not self._apart:
+            return
+        known, _ = self._store.in_use()
+        for folder in self._storage.runs.glob("*"):
+            if folder.name in known - self._workers.keys():
+                run = RunFolder(folder)
+                for stage in (run.check, *(attempt for _, attempt in run.attempts())):
+                    processes.end_leftover(stage)
 
     def step(self) -> None:
         """Moves every run on as far as it goes now, then claims what fits."""
@@ -71,7 +90,7 @@ class Agent:
     def _own(self, run: RunRecord, lease: Lease, devices: tuple[int, ...] | None) -> None:
         try:
             launcher = self._launchers(run.launcher)
-            worker = Worker(self._store, self._storage, launcher, run, lease, devices)
+            worker = Worker(self._store, self._storage, self._files, launcher, run, lease, devices)
             self._devices.mark(worker.devices)
             self._workers[run.id] = worker
         except Exception as error:
@@ -83,6 +102,8 @@ class Agent:
             return worker.advance()
         except LeaseLost as error:
             logger.warning("%s", error)
+            if self._apart:
+                worker.kill()  # its new owner can neither see nor follow a process in this folder
             return False
         except Unavailable as error:
             # Such as a full disk under the store: nothing can be noted now, and nothing is lost by trying again.
@@ -99,7 +120,8 @@ class Agent:
         known = isinstance(error, FMError | OSError)
         logger.error("%s: %s", run.name, error, exc_info=None if known else error)
         message = str(error) if isinstance(error, FMError) else f"{type(error).__name__}: {error}"
-        data = {"fault": (Fault.INFRASTRUCTURE if known else Fault.INTERNAL).value}
+        fault = Fault.USER if isinstance(error, RequestError) else Fault.INFRASTRUCTURE
+        data = {"fault": (fault if known else Fault.INTERNAL).value}
         event = Event(type=EventType.FAILED, time=self._store.clock.now(), message=message, data=data)
         with suppress(LeaseLost, Conflict):  # it has ended meanwhile, or another agent's it is
             self._store.save(lease, new_events=[event])

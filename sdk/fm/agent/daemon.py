@@ -105,11 +105,13 @@ def _serve(settings: Settings, store: RunStore, stop: threading.Event, idle_end:
         lambda name: plugins.load("launchers", name)(),
         Devices.of_this_machine(),
         place_of(settings),
+        files=settings.open_files(),
     )
     store.announce(agent.id, agent.place, os.getpid(), fm.__version__)
     logger.info("waiting for runs of %s; when this agent ends, its trainings go on", settings.home)
     announced = idle_since = store.clock.now()
     agent.adopt()
+    agent.end_strays()
     try:
         while not stop.is_set():
             agent.step()
@@ -157,6 +159,7 @@ def ensure(settings: Settings, store: RunStore) -> None:
                 "FM_HOME": str(settings.home),
                 "FM_RUNS": str(settings.storage.root),
                 "FM_STORE": settings.store_url,
+                "FM_FILES": settings.files_url or "",
             },
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -169,7 +172,7 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
 
 
-def main(*, forever: bool) -> None:
+def main(settings: Settings, *, forever: bool) -> None:
     """The agent process: logs to stderr, ends on SIGTERM and SIGINT. Trainers go on, and the next agent adopts them."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     stop = threading.Event()
@@ -179,7 +182,7 @@ def main(*, forever: bool) -> None:
 
     signal.signal(signal.SIGTERM, request_stop)
     signal.signal(signal.SIGINT, request_stop)
-    serve(Settings.read(), stop, forever=forever, patience=timedelta(0) if forever else _HANDOVER)
+    serve(settings, stop, forever=forever, patience=timedelta(0) if forever else _HANDOVER)
 
 
 def start_inline(settings: Settings) -> threading.Thread:

@@ -1,22 +1,20 @@
-"""What a stage of a run is to do, put together from the store and the run's folder."""
+"""What a stage of a run is to do, as its process reads it."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-from fm.errors import NotFound
+from fm.agent.inputs import Inputs
 from fm.job import Job, Stage
 from fm.layout import Storage
-from fm.store.store import RunStore
 from fm.types import RunRecord
 
 
 def make_job(
-    store: RunStore,
     storage: Storage,
     run: RunRecord,
+    inputs: Inputs,
     stage: Stage,
     attempt: int,
     *,
@@ -31,25 +29,13 @@ def make_job(
         run_name=run.name,
         attempt=attempt,
         request=run.request,
-        model=run.model,
-        train_data=run.train_data,
-        eval_data=run.eval_data,
+        model=inputs.model,
+        train_data=inputs.train_data,
+        eval_data=inputs.eval_data,
         storage_root=str(storage.root),
         prepared=prepared,
         started_at=now,
         elapsed_seconds=run.running_seconds,
         devices=devices,
-        resume_from=tuple(map(str, _checkpoint_folders(store, storage, run))) if stage == "train" else (),
+        resume_from=tuple(map(str, inputs.checkpoints)) if stage == "train" else (),
     )
-
-
-def _checkpoint_folders(store: RunStore, storage: Storage, run: RunRecord) -> list[Path]:
-    """The checkpoints to choose from, whole or not: of the run's attempts, and of the runs that it resumes."""
-    folders: list[Path] = []
-    while True:
-        for _, attempt in storage.run(run.id).attempts():
-            folders += sorted(attempt.checkpoints.glob("step-*"), reverse=True)
-        try:
-            run = store.find(run.team, run.parent or "")
-        except NotFound:  # it resumes none, or one that has been deleted with its checkpoints
-            return folders

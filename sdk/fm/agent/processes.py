@@ -63,6 +63,12 @@ def noted_exit(folder: StageFolder) -> int | None:
     return code if isinstance(code, int) else None
 
 
+def end_leftover(folder: StageFolder) -> None:
+    """Kills the process that says it works in `folder`, if it still lives."""
+    if identity := leftover(folder):
+        send(identity, "kill")
+
+
 def leftover(folder: StageFolder) -> dict[str, Any] | None:
     """The process that says it works in `folder`, whether or not it still lives."""
     try:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from datetime import datetime
 from typing import Any
 
-from fm.files import disk_errors, make_private, read_manifest, sync_folder
+from fm.files import read_manifest
+from fm.filestore import FileStore
 from fm.layout import StageFolder, Storage
 from fm.types import ModelVersion, RunRecord
 
@@ -18,37 +19,37 @@ def version_name(run: RunRecord) -> str | None:
     return target
 
 
-def place(storage: Storage, run: RunRecord, attempt: StageFolder) -> Path | None:
-    """Moves the attempt's final weights to where the registry keeps them, and returns that folder.
+def model_key(storage: Storage, run: RunRecord) -> str | None:
+    """What the file store calls the weights that `run` makes; None if it registers nothing."""
+    name = version_name(run)
+    return storage.key(storage.model(name, run.id)) if name else None
+
+
+def place(files: FileStore, key: str | None, attempt: StageFolder) -> dict[str, Any] | None:
+    """Moves the attempt's final weights to `key` of the file store, and returns their manifest.
 
     Can be repeated: what an agent that died had moved already is found in its place. None if the weights are not whole,
     by their sizes: who sealed them synced and digested them, and reading gigabytes once more would take an agent longer
     than its leases last.
     """
-    name = version_name(run)
-    if name is None:
-        return attempt.final if read_manifest(attempt.final) else None
-    target = storage.model(name, run.id)
-    if read_manifest(target):
-        return target
-    if not read_manifest(attempt.final):
-        return None
-    with disk_errors(target):
-        make_private(target.parent)
-        attempt.final.rename(target)
-        sync_folder(target.parent)
-    return target
+    final = read_manifest(attempt.final)
+    if key is None:
+        return final
+    if final and files.manifest(key) is None:
+        files.put(key, attempt.final, move=True)
+    return files.manifest(key)
 
 
-def describe(run: RunRecord, folder: Path, facts: dict[str, Any], now: Any) -> ModelVersion | None:
-    """The version that `folder` holds, to be numbered by the registry; None if the run registers nothing.
+def describe(
+    run: RunRecord, key: str | None, manifest: dict[str, Any], facts: dict[str, Any], now: datetime
+) -> ModelVersion | None:
+    """The version that lies under `key`, to be numbered by the registry; None if the run registers nothing.
 
     `facts` is what check and trainer reported: the base's digest, versions, device, precision, the last metrics.
     """
     name = version_name(run)
-    if name is None:
+    if name is None or key is None:
         return None
-    manifest = read_manifest(folder) or {}
     files = manifest["files"]
     lineage = {
         "request": run.request.model_dump(mode="json"),
@@ -63,7 +64,7 @@ def describe(run: RunRecord, folder: Path, facts: dict[str, Any], now: Any) -> M
         name=name,
         version=0,
         kind=manifest["kind"],
-        path=str(folder),
+        key=key,
         files={file: entry["sha256"] for file, entry in files.items()},
         bytes=sum(entry["bytes"] for entry in files.values()),
         run_id=run.id,

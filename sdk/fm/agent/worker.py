@@ -9,17 +9,21 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
-from fm.agent import processes, registration
+from fm.agent import processes
+from fm.agent.freight import Freight
+from fm.agent.grace import Grace
 from fm.agent.ingest import Cursor, News, cap_log, read_news
+from fm.agent.inputs import Inputs
 from fm.agent.jobs import make_job
 from fm.agent.signs import Silence, WatchedTime, seconds_lived
-from fm.errors import Conflict, DiskFull
+from fm.errors import Conflict, DiskFull, Unavailable
 from fm.files import size_of
+from fm.filestore import FileStore
 from fm.job import EXIT_DISK_FULL, EXIT_STOPPED, Stage
-from fm.launching import GRACE, Launcher, Life
+from fm.launching import Launcher, Life
 from fm.layout import StageFolder, Storage
 from fm.lifecycle import EventType, Fault, Status
 from fm.store.leases import LEASE, Lease
@@ -28,7 +32,8 @@ from fm.types import Event, RunRecord
 
 FRUITLESS_LIMIT = 3
 """Attempts in a row without a newer whole checkpoint, after which a run is given up."""
-DISK_RETRY = timedelta(seconds=60)
+RETRY = timedelta(seconds=60)
+"""How long a run waits in the queue for space on the disk, or for a file store that can't be reached."""
 
 
 class Worker:
@@ -38,6 +43,7 @@ class Worker:
         self,
         store: RunStore,
         storage: Storage,
+        files: FileStore,
         launcher: Launcher,
         run: RunRecord,
         lease: Lease,
@@ -46,6 +52,7 @@ class Worker:
         """`devices` are those reserved for a run just claimed; None for one that is adopted as it is."""
         self._store = store
         self._storage = storage
+        self._freight = Freight(store, files, storage)
         self._launcher = launcher
         self.lease = lease
         self._run = run
@@ -53,8 +60,7 @@ class Worker:
         self._work: dict[str, Any] = store.work(lease)
         self._renewed = store.clock.now()
         self._watched = WatchedTime()
-        self._stop_sent: timedelta | None = None
-        self._ended: datetime | None = None
+        self._grace = Grace(launcher, store.clock)
         self._silence = Silence()
         self._stalled = ""
         self._adopted = devices is None
@@ -76,7 +82,7 @@ class Worker:
         except DiskFull as error:
             if self._work.get("handle"):
                 raise  # the process goes on, or has done its work: what could not be written is written later
-            self._requeue(f"the disk is full: {error.message}", wait=DISK_RETRY)
+            self._requeue(f"the disk is full: {error.message}", wait=RETRY)
         return self._lingers() if self._run.status.is_terminal() else self._run.status is not Status.QUEUED
 
     def kill(self) -> None:
@@ -85,14 +91,10 @@ class Worker:
             self._launcher.signal(handle, "kill")
 
     def _lingers(self) -> bool:
-        """Whether the process of the ended run is still there, and so its devices are not free yet."""
-        handle, now = self._work.get("handle"), self._store.clock.now()
-        if not handle or self._launcher.poll(handle).life is not Life.ALIVE:
-            return False
-        self._ended = self._ended or now
-        if now - self._ended > GRACE:
-            self.kill()
-        return True
+        """Whether the ended run's process is still there, and so its devices are not free yet, or what it saved last is
+        still being put out."""
+        handle = self._work.get("handle")
+        return handle is not None and (self._grace.outlives(handle) or not self._is_put_out())
 
     def _advance(self) -> None:
         now = self._store.clock.now()
@@ -105,7 +107,7 @@ class Worker:
             self._begin()
         elif self._work["handle"] is None:
             # An agent died between the decision to start and the note of having started.
-            self._end_leftover(self._stage_folder())
+            processes.end_leftover(self._stage_folder())
             self._requeue("its agent died while starting it")
         else:
             self._follow()
@@ -115,25 +117,36 @@ class Worker:
     def _begin(self) -> None:
         if self._current_status() is Status.TERMINATING:
             self._end(EventType.CANCELED, "cancelled before it started")
+        elif (inputs := self._inputs()) is None:
+            return
         elif prepared := self._prepared():
-            self._begin_training(prepared)
+            self._begin_training(prepared, inputs)
         else:
             shutil.rmtree(self._folder.check.path, ignore_errors=True)
             # The lines of an earlier check are known by their numbers: those of this one are counted on.
-            self._start("check", 0, None, lines=self._store.last_line(self._run.id, 0))
+            self._start("check", 0, inputs, None, lines=self._store.last_line(self._run.id, 0))
 
-    def _begin_training(self, prepared: dict[str, Any]) -> None:
+    def _inputs(self) -> Inputs | None:
+        try:
+            return self._freight.inputs(self._run)
+        except Unavailable as error:
+            self._requeue(error.message, wait=RETRY)
+            return None
+
+    def _begin_training(self, prepared: dict[str, Any], inputs: Inputs) -> None:
         self._silence = Silence()
-        self._start("train", self._run.attempt + 1, prepared)
+        self._start("train", self._run.attempt + 1, inputs, prepared)
 
-    def _start(self, stage: Stage, attempt: int, prepared: dict[str, Any] | None, *, lines: int = 0) -> None:
+    def _start(
+        self, stage: Stage, attempt: int, inputs: Inputs, prepared: dict[str, Any] | None, *, lines: int = 0
+    ) -> None:
         now = self._store.clock.now()
         facts = {"base_digest": prepared["base_digest"]} if prepared and "base_digest" in prepared else {}
         self._work = {"stage": stage, "attempt": attempt, "handle": None, "devices": self.devices}
         self._work |= {"cursor": asdict(Cursor(lines=lines)), "facts": facts}
         started = [Event(type=EventType.STARTED, time=now, message=f"attempt {attempt}", data={"attempt": attempt})]
         job = make_job(
-            self._store, self._storage, self._run, stage, attempt, prepared=prepared, now=now, devices=self.devices
+            self._storage, self._run, inputs, stage, attempt, prepared=prepared, now=now, devices=self.devices
         )
         self._save(events=started if stage == "train" else [])
         folder = self._stage_folder()
@@ -141,8 +154,8 @@ class Worker:
         # Only now: an older attempt's process either sees the folder just made and ends, or is seen here.
         for _, older in self._folder.attempts():
             if older != folder:
-                self._end_leftover(older)
-        self._work["handle"] = self._launcher.start(self._run, folder, stage)
+                processes.end_leftover(older)
+        self._work["handle"] = self._launcher.start(self._freight.as_started_here(self._run), folder, stage)
         self._save()
 
     def _prepared(self) -> dict[str, Any] | None:
@@ -150,17 +163,17 @@ class Worker:
         passed = [e for e in read_news(self._folder.check, 0, Cursor()).events if e.type is EventType.CHECK_PASSED]
         return passed[-1].data if passed else None
 
-    def _end_leftover(self, folder: StageFolder) -> None:
-        if identity := processes.leftover(folder):
-            processes.send(identity, "kill")
-
     # Following a stage
 
     def _follow(self) -> None:
+        if self._freight.is_lost(self._stage_folder()):
+            self._requeue(f"its machine was lost; {self._progress()}")
+            return
         # Asked first and read second: what a process wrote before it exited is then always seen.
         poll = self._launcher.poll(self._work["handle"])
         self._take_in(self._read())
         cap_log(self._stage_folder(), self._cursor())
+        put_out = self._is_put_out()
         if self._run.status.is_terminal():
             return
         now = self._watched.look(self._store.clock.now())
@@ -168,14 +181,17 @@ class Worker:
         lost = poll.life is Life.UNKNOWN and (bool(self._work.get("finished")) or silent > self._silence.gone_after)
         if poll.life is Life.EXITED or lost:
             self._take_in_the_rest()
-            if not self._run.status.is_terminal():
+            if put_out and not self._run.status.is_terminal():
                 self._exited(poll.code, lost_after=silent if lost else None)
         elif self._current_status() is Status.TERMINATING:
-            self._stop(now)
+            self._grace.stop(self._work["handle"], now, self._silence.save_takes)
         elif self._work["stage"] == "train" and poll.life is Life.ALIVE and silent > self._silence.stalled_after:
             # Its next poll finds it dead: from there on it is a crash like any other.
             self._stalled = f"it stood still at step {self._run.step} for {silent.total_seconds() / 60:.0f} minutes"
             self.kill()
+
+    def _is_put_out(self) -> bool:
+        return self._work.get("stage") != "train" or self._freight.is_put_out(self._stage_folder())
 
     def _take_in_the_rest(self) -> None:
         while (news := self._read()).cursor != self._cursor():
@@ -203,13 +219,6 @@ class Worker:
         self._run = self._store.find(self._run.team, self._run.id)
         return self._run.status
 
-    def _stop(self, now: timedelta) -> None:
-        if self._stop_sent is None:
-            self._stop_sent = now
-            self._launcher.signal(self._work["handle"], "stop")
-        elif now - self._stop_sent > max(GRACE, self._silence.save_takes):
-            self.kill()
-
     # Ending
 
     def _exited(self, code: int | None, *, lost_after: timedelta | None) -> None:
@@ -219,12 +228,13 @@ class Worker:
         elif stopping:
             self._end(EventType.CANCELED, "cancelled; " + self._progress(), exit_code=code)
         elif self._work["stage"] == "check" and (prepared := self._prepared()):
-            self._begin_training(prepared)
+            if inputs := self._inputs():
+                self._begin_training(prepared, inputs)
         elif lost_after is not None:
             minutes = int(lost_after.total_seconds() / 60)
             self._requeue(f"nothing was heard of its process for {minutes} minutes; " + self._progress())
         elif code == EXIT_DISK_FULL:
-            self._requeue("the disk is full; it goes on once there is space", wait=DISK_RETRY)
+            self._requeue("the disk is full; it goes on once there is space", wait=RETRY)
         elif code == EXIT_STOPPED:
             self._requeue("its process was stopped from outside; " + self._progress())
         else:
@@ -249,21 +259,17 @@ class Worker:
         return f"its last checkpoint is of step {step}" if step is not None else "it had no checkpoint yet"
 
     def _register(self) -> None:
-        attempt = self._folder.attempt(self._work["attempt"])
-        folder = registration.place(self._storage, self._run, attempt)
-        if folder is None:
+        placing = self._freight.place(self._run, self._stage_folder())
+        if not placing.is_done:
+            return
+        if (manifest := placing.result()) is None:
             self._crashed(None)
             return
+        version = self._freight.version(self._run, manifest, self._work["facts"])
         now = self._store.clock.now()
-        version = registration.describe(self._run, folder, self._work["facts"], now)
-        event = Event(type=EventType.COMPLETED, time=now, message="done", data={"ran_seconds": self._ran_seconds()})
+        ran = (now - (self._run.attempt_started_at or now)).total_seconds()
+        event = Event(type=EventType.COMPLETED, time=now, message="done", data={"ran_seconds": max(0.0, ran)})
         self._run = self._store.complete(self.lease, event, version, disk_bytes=size_of(self._folder.path))
-
-    def _ran_seconds(self) -> float:
-        if self._run.attempt_started_at is None:
-            return 0.0
-        end = self._store.clock.now()
-        return max(0.0, (end - self._run.attempt_started_at).total_seconds())
 
     def _requeue(self, reason: str, *, wait: timedelta | None = None, counts_as_attempt: bool = False) -> None:
         now = self._store.clock.now()

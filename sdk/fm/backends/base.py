@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 from fm.layout import Storage
 from fm.lifecycle import Status
@@ -18,7 +18,9 @@ from fm.request import TrainRequest
 from fm.types import (
     Caller,
     Checkpoint,
+    DataFile,
     DataRef,
+    Dataset,
     Event,
     LogChunk,
     MetricRow,
@@ -95,6 +97,12 @@ class Runs(Protocol):
     def checkpoints(self, run: str) -> Sequence[Checkpoint]:
         """The whole checkpoints, oldest first."""
 
+    def open_checkpoint(self, run: str, step: int) -> Path:
+        """A folder of this machine with the files of the newest checkpoint after `step`, brought here if need be."""
+
+    def read_checkpoint(self, run: str, step: int, name: str, *, offset: int = 0) -> IO[bytes]:
+        """One file of that checkpoint, to be read from the byte `offset` on."""
+
     def cancel(self, run: str, *, reason: str = "") -> RunRecord:
         """Stops the run, saving a checkpoint if it is training. Cancelling an ended run raises `Conflict`."""
 
@@ -117,17 +125,49 @@ class Models(Protocol):
         """Points `alias` at the version, or takes it away."""
 
     def open(self, ref: str) -> Path:
-        """A local folder with the version's files, checked against their digests."""
+        """A folder of this machine with the version's files, brought here if need be, checked against their digests."""
+
+    def read(self, ref: str, name: str, *, offset: int = 0) -> IO[bytes]:
+        """One file of the version, to be read from the byte `offset` on."""
 
     def delete(self, ref: str) -> None:
         """Removes a version; `Conflict` while others are based on it or a run that has not ended uses it."""
 
 
 class Files(Protocol):
-    """Data files on their way in."""
+    """Data sets. One in the file store is known by its digest, and belongs to the principal's team.
+
+    `begin`, `append` and `finish` are an upload, of which nothing is seen before its end; it can be cut anywhere and
+    goes on from where `begin` says. `fm.sending.send` is the loop around them, the same for every backend.
+    """
 
     def put(self, path: str, *, digest: str, bytes: int, rows: int | None) -> DataRef:
-        """Makes checked data known to the backend, and returns what a run refers to it by."""
+        """Makes checked data known to the backend, and returns what a run refers to it by. Where trainings read it from
+        its place, it stays there; else it is sent to the file store, unless the team has it there already."""
+
+    def begin(self, digest: str, files: Sequence[DataFile]) -> int:
+        """Starts or goes on with an upload; `files` are in the order of their names. Returns how many bytes have
+        arrived: all of them if the team has the data set already."""
+
+    def append(self, digest: str, offset: int, part: bytes) -> int:
+        """Takes the next bytes. Returns how many have arrived. `Conflict` if they don't follow what has arrived."""
+
+    def finish(self, digest: str, *, name: str, rows: int | None = None, sensitive: bool = False) -> Dataset:
+        """Checks the digest and keeps the data set. `DataChanged` if it is another; then nothing is kept."""
+
+    def get(self, digest: str) -> Dataset: ...
+
+    def list(self, *, limit: int = PAGE_LIMIT) -> Sequence[Dataset]:
+        """The team's data sets, newest first."""
+
+    def listing(self, digest: str) -> Sequence[DataFile]:
+        """The files of a data set."""
+
+    def read(self, digest: str, name: str, *, offset: int = 0) -> IO[bytes]:
+        """One file of a data set, to be read from the byte `offset` on. `Forbidden` if the set is sensitive."""
+
+    def delete(self, digest: str) -> None:
+        """Takes the data set from the team; `Conflict` while a run that has not ended uses it."""
 
 
 class Machine(Protocol):

@@ -182,7 +182,7 @@ class _Stage:
     def _save(self, step: int) -> None:
         folder = make_private(self.folder.checkpoint(step))
         (folder / "weights.safetensors").write_bytes(_SAFETENSORS)
-        seal(folder, step=step, metrics={"loss": self._loss(step)})
+        seal(folder, step=step, metrics={"loss": self._loss(step)}, saved_at=self.clock.now().timestamp())
         self.report.event(EventType.CHECKPOINT_SAVED, f"step {step}", step=step, path=str(folder))
 
     def _finish(self, total: int) -> None:

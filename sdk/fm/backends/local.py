@@ -32,6 +32,7 @@ def open_local() -> StoreBackend:
         tend=_Tender(settings, store),
         poll_seconds=0.3,
         pending=settings.home / "pending",
+        files=settings.open_files(),
     )
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 from fm.backends.base import PAGE_LIMIT, NewRun, RunFilter
+from fm.backends.stored_files import StoreFiles
 from fm.errors import Conflict, NotFound, Unavailable
-from fm.files import disk_errors, read_manifest
-from fm.layout import MANIFEST, Storage
+from fm.files import read_manifest
+from fm.filestore import FileStore, FolderStore
+from fm.layout import Storage
 from fm.lifecycle import EventType, Status
 from fm.store.store import RunStore
-from fm.types import Checkpoint, DataRef, Event, LogChunk, MetricRow, ModelVersion, Principal, RunRecord
+from fm.types import Checkpoint, Event, LogChunk, MetricRow, ModelVersion, Principal, RunRecord
 
 
 class StoreBackend:
-    """Seam 1 over a `RunStore` and a storage root.
+    """Seam 1 over a `RunStore`, a storage root and a file store, which is the storage root where none is given.
 
     `tend` is called before every question about runs: it sees to it that somebody works on those that are unfinished.
     """
@@ -35,6 +37,7 @@ class StoreBackend:
         tend: Callable[[], None],
         poll_seconds: float,
         pending: Path | None = None,
+        files: FileStore | None = None,
     ) -> None:
         self.name = name
         self.poll_seconds = poll_seconds
@@ -43,9 +46,10 @@ class StoreBackend:
         self.storage = storage
         self.pending = pending
         self.tend = tend
+        self.filestore = files or FolderStore(storage.root)
         self.runs = StoreRuns(self)
         self.models = StoreModels(self)
-        self.files = LocalFiles()
+        self.files = StoreFiles(store, self.filestore, storage, principal)
 
     def scoped(self, principal: Principal) -> StoreBackend:
         """The same backend, narrowed to what `principal` may see."""
@@ -57,6 +61,7 @@ class StoreBackend:
             tend=self.tend,
             poll_seconds=self.poll_seconds,
             pending=self.pending,
+            files=self.filestore,
         )
         narrowed.trains_here = self.trains_here
         return narrowed
@@ -71,6 +76,7 @@ class StoreRuns:
     def __init__(self, backend: StoreBackend) -> None:
         self._backend = backend
         self._store = backend.store
+        self._files = backend.filestore
         self._team = backend.principal.team
 
     def create(self, new: NewRun, *, idempotency_key: str) -> RunRecord:
@@ -110,11 +116,31 @@ class StoreRuns:
         return self._store.log(self.get(run).id, offset)
 
     def checkpoints(self, run: str) -> Sequence[Checkpoint]:
-        found: list[Checkpoint] = []
-        for number, attempt in reversed(self._backend.storage.run(self.get(run).id).attempts()):
-            folders = [(folder, read_manifest(folder)) for folder in attempt.checkpoints.glob("step-*")]
-            found += [_checkpoint(folder, number, manifest) for folder, manifest in folders if manifest]
+        found = [_checkpoint(self._files, number, key, manifest) for number, key, manifest in self._checkpoints(run)]
         return sorted(found, key=lambda checkpoint: checkpoint.created_at)
+
+    def open_checkpoint(self, run: str, step: int) -> Path:
+        folder = self._files.fetch(self._checkpoint_key(run, step))
+        if read_manifest(folder, verify=True) is None:
+            raise Unavailable(f"the checkpoint of step {step} in {folder} is damaged", hint="take the one before")
+        return folder
+
+    def read_checkpoint(self, run: str, step: int, name: str, *, offset: int = 0) -> IO[bytes]:
+        return self._files.open(self._checkpoint_key(run, step), name, offset=offset)
+
+    def _checkpoint_key(self, run: str, step: int) -> str:
+        keys = [key for _, key, manifest in self._checkpoints(run) if manifest["step"] == step]
+        if not keys:
+            raise NotFound(f"run {run} has no whole checkpoint of step {step}", hint=f"ftctl runs checkpoints {run}")
+        return keys[-1]
+
+    def _checkpoints(self, run: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+        """Attempt, key and manifest of each that is whole, those of later attempts last."""
+        record, storage = self.get(run), self._backend.storage
+        for number in range(1, record.attempt + 1):
+            for key in self._files.list(storage.key(storage.run(record.id).attempt(number).checkpoints)):
+                if "/step-" in key and (manifest := self._files.manifest(key)):
+                    yield number, key, manifest
 
     def cancel(self, run: str, *, reason: str = "") -> RunRecord:
         who = self._backend.principal.user
@@ -153,19 +179,19 @@ class StoreRuns:
     def delete(self, run: str) -> None:
         # The row goes first: a folder without a row is garbage that `ftctl gc` finds, a row without a folder a lie.
         record = self._store.remove(self._backend.principal, run)
-        with disk_errors(self._backend.storage.runs):
-            shutil.rmtree(self._backend.storage.run(record.id).path, ignore_errors=True)
+        self._files.delete(self._backend.storage.key(self._backend.storage.run(record.id).path))
 
 
-def _checkpoint(folder: Path, attempt: int, manifest: dict[str, object]) -> Checkpoint:
+def _checkpoint(files: FileStore, attempt: int, key: str, manifest: dict[str, Any]) -> Checkpoint:
     return Checkpoint.model_validate(
         {
             "step": manifest["step"],
             "metrics": manifest.get("metrics", {}),
-            "created_at": (folder / MANIFEST).stat().st_mtime,
-            "path": str(folder),
+            "created_at": manifest["saved_at"],
+            "path": str(files.local(key) or "") or None,
             "attempt": attempt,
-            "bytes": sum(entry["bytes"] for entry in manifest["files"].values()),  # type: ignore[attr-defined]
+            "bytes": sum(entry["bytes"] for entry in manifest["files"].values()),
+            "files": {name: entry["sha256"] for name, entry in manifest["files"].items()},
         }
     )
 
@@ -176,36 +202,38 @@ class StoreModels:
     def __init__(self, backend: StoreBackend) -> None:
         self._store = backend.store
         self._who = backend.principal
+        self._files = backend.filestore
         self._team = backend.principal.team
 
     def get(self, ref: str) -> ModelVersion:
-        return self._store.model(self._team, ref)
+        return self._located(self._store.model(self._team, ref))
 
     def list(self, *, name: str | None = None, limit: int = PAGE_LIMIT) -> Sequence[ModelVersion]:
-        return self._store.models(self._team, name, max(0, min(limit, PAGE_LIMIT)))
+        found = self._store.models(self._team, name, max(0, min(limit, PAGE_LIMIT)))
+        return [self._located(version) for version in found]
 
     def alias(self, ref: str, alias: str, *, remove: bool = False) -> ModelVersion:
-        return self._store.alias(self._who, ref, alias, remove=remove)
+        return self._located(self._store.alias(self._who, ref, alias, remove=remove))
 
     def open(self, ref: str) -> Path:
         version = self.get(ref)
-        folder = Path(version.path)
-        if not folder.is_dir():
-            raise NotFound(f"the files of {version.ref} are gone from {folder}", hint="set FM_RUNS to where they lie")
+        try:
+            folder = self._files.fetch(version.key)
+        except NotFound as error:
+            hint = "set FM_RUNS, or FM_FILES, to where they lie"
+            raise NotFound(f"the files of {version.ref} are gone from {self._files.where}", hint=hint) from error
         if read_manifest(folder, verify=True) is None:
             remedy = f"fm.rerun({version.run_id!r}) makes them again" if version.run_id else "ask the team that owns it"
             raise Unavailable(f"the files of {version.ref} in {folder} are damaged", hint=remedy)
         self._store.note(self._who, "model.open", version.ref)
         return folder
 
+    def read(self, ref: str, name: str, *, offset: int = 0) -> IO[bytes]:
+        return self._files.open(self.get(ref).key, name, offset=offset)
+
     def delete(self, ref: str) -> None:
-        version = self._store.remove_model(self._who, ref)
-        with disk_errors(Path(version.path)):
-            shutil.rmtree(version.path, ignore_errors=True)
+        self._files.delete(self._store.remove_model(self._who, ref).key)
 
-
-class LocalFiles:
-    """Data stays where it is; its digest says whether it is still what was checked."""
-
-    def put(self, path: str, *, digest: str, bytes: int, rows: int | None) -> DataRef:
-        return DataRef(path=path, digest=digest, bytes=bytes, rows=rows)
+    def _located(self, version: ModelVersion) -> ModelVersion:
+        here = self._files.local(version.key)
+        return version.model_copy(update={"path": str(here) if here else None})

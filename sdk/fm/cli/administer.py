@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -52,9 +52,10 @@ def show(
     columns: Sequence[str], found: Sequence[Any], cells: Callable[[Any], Sequence[object]], name: Callable[[Any], str],
     output: str, quiet: bool, *, none: str,
 ) -> None:  # fmt: skip
-    """Prints dataclasses in the form that was asked for."""
+    """Prints dataclasses or records in the form that was asked for."""
     show_many(columns, [(cells(item), _values(item), name(item)) for item in found], output, quiet, none=none)
 
 
 def _values(item: Any) -> dict[str, Any]:
-    return {key: value.isoformat() if isinstance(value, datetime) else value for key, value in asdict(item).items()}
+    values = asdict(item) if is_dataclass(item) and not isinstance(item, type) else dict(item)
+    return {key: value.isoformat() if isinstance(value, datetime) else value for key, value in values.items()}

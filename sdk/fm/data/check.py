@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -12,16 +11,17 @@ from fm.data.source import Source, feed_file
 from fm.errors import DataChanged, DataError, DataFault
 from fm.request import TaskType
 from fm.types import DataRef
+from fm.uploads import Digester
 
 FAULT_LIMIT = 20
 Progress = Callable[[int, int], None]
 
 
 class _Digester:
-    """SHA-256 over each file's name, size and bytes, taken in a thread of its own: hashlib frees the interpreter."""
+    """The digest of a source, taken in a thread of its own: hashlib frees the interpreter."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
-        self._hash = hashlib.sha256()
+        self._hash = Digester()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="digest")
         self._pending: Future[None] | None = None
         self._progress = progress
@@ -40,13 +40,13 @@ class _Digester:
         self._settle()
         self._expected += size
         self._sized = self._sized or size > 0
-        self._hash.update(f"{len(name)}:{name}:{size}\n".encode("utf-8", "surrogateescape"))
+        self._hash.begin(name, size)
 
     def feed(self, block: memoryview) -> None:
         self.bytes += len(block)
         copy = bytes(block)  # the reader uses its buffer again
         self._settle()
-        self._pending = self._pool.submit(self._hash.update, copy)
+        self._pending = self._pool.submit(self._hash.feed, copy)
         if self._progress:
             self._progress(self.bytes, self._total)
 

@@ -17,9 +17,9 @@ from fm.store import audit
 from fm.store.access import digest_of
 from fm.store.audit import AuditEntry, AuditHead
 from fm.store.database import Database
-from fm.store.members import Dataset, Grant, GrantKind, NewToken, Team, TokenRecord, User
+from fm.store.members import Grant, GrantKind, NewToken, Team, TokenRecord, User
 from fm.store.schema import datasets, grants, models, teams, tokens, users
-from fm.types import ALL_SCOPES, Principal, Scope
+from fm.types import ALL_SCOPES, Dataset, Principal, Scope
 
 
 class Administration:

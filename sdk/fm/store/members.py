@@ -61,17 +61,3 @@ class Grant:
     object: str
     to_team: str
     created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """A data set that a team has sent. One that is sensitive is trained on, and shown in no part."""
-
-    team: str
-    digest: str
-    name: str
-    owner: str
-    bytes: int
-    rows: int | None
-    sensitive: bool
-    created_at: datetime

@@ -85,7 +85,7 @@ def keep_still(connection: Connection, team: str, text: str) -> ModelVersion:
 
 
 def keep_readable(connection: Connection, team: str, ref: ModelRef) -> ModelRef:
-    """`ref` to a registered model that the team may read, with its owner and folder; nobody removes it until the
+    """`ref` to a registered model that the team may read, with its owner and key; nobody removes it until the
     transaction ends.
 
     Raises:
@@ -95,7 +95,7 @@ def keep_readable(connection: Connection, team: str, ref: ModelRef) -> ModelRef:
     if ref.team not in (None, owner):
         raise NotFound(f"there is no model {ref.name}", hint="it was granted when it was looked up, and is no more")
     version = keep_still(connection, owner, ref.name)
-    return ref.model_copy(update={"team": owner, "path": version.path})
+    return ref.model_copy(update={"team": owner, "key": version.key})
 
 
 def list_versions(connection: Connection, team: str, name: str | None, limit: int) -> Sequence[ModelVersion]:

@@ -83,7 +83,7 @@ def create(
 
 
 def _keep_models(connection: Connection, team: str, model: ModelRef) -> ModelRef:
-    """`model` with its owner and folder, where it is registered, and likewise the base of an adapter."""
+    """`model` with its owner and key, where it is registered, and likewise the base of an adapter."""
     base = model.adapter_of
     if base and base.kind == "registered":
         model = model.model_copy(update={"adapter_of": registry.keep_readable(connection, team, base)})

@@ -12,7 +12,7 @@ from sqlalchemy import delete, insert, select, update
 from fm.backends.base import NewRun, RunFilter
 from fm.clock import Clock, SystemClock
 from fm.errors import Conflict
-from fm.store import audit, leases, queue, registry
+from fm.store import access, audit, datasets, leases, queue, registry
 from fm.store import runs as run_store
 from fm.store.access import Access
 from fm.store.admin import Administration
@@ -20,7 +20,7 @@ from fm.store.database import Database
 from fm.store.leases import Lease
 from fm.store.schema import agents, models
 from fm.store.schema import runs as run_table
-from fm.types import Event, LogChunk, MetricRow, ModelVersion, Principal, RunRecord
+from fm.types import Dataset, Event, LogChunk, MetricRow, ModelVersion, Principal, RunRecord
 
 AGENT_SILENCE = timedelta(seconds=30)
 """An agent that has not been heard of for so long counts as gone."""
@@ -58,6 +58,9 @@ class RunStore:
 
     def create(self, new: NewRun, key: str, who: Principal, *, parent: RunRecord | None = None) -> RunRecord:
         with self.database.write() as connection:
+            for data in (new.train_data, new.eval_data):
+                if data and data.stored:
+                    access.find_dataset(connection, who.team, data.digest)
             return run_store.create(connection, new, key, who, self.clock.now(), parent=parent)
 
     def find(self, team: str, ref: str) -> RunRecord:
@@ -182,6 +185,37 @@ class RunStore:
         """Adds to the audit log what changes nothing in the store, such as a download."""
         with self.database.write() as connection:
             audit.record(connection, who, self.clock.now(), action, object, **detail)
+
+    # Data sets
+
+    def add_dataset(self, who: Principal, new: Dataset) -> Dataset:
+        with self.database.write() as connection:
+            audit.record(connection, who, self.clock.now(), "data.add", new.digest, name=new.name, bytes=new.bytes)
+            return datasets.add(connection, new)
+
+    def dataset(self, team: str, digest: str) -> Dataset:
+        with self.database.read() as connection:
+            return datasets.of_row(access.find_dataset(connection, team, digest))
+
+    def require_download(self, who: Principal, digest: str) -> None:
+        """Notes that a data set is handed out; see `fm.store.access.require_download`."""
+        with self.database.write() as connection:
+            access.require_download(connection, who.team, digest)
+            audit.record(connection, who, self.clock.now(), "data.read", digest)
+
+    def datasets(self, team: str, limit: int) -> Sequence[Dataset]:
+        with self.database.read() as connection:
+            return datasets.list_datasets(connection, team, limit)
+
+    def remove_dataset(self, who: Principal, digest: str) -> None:
+        with self.database.write() as connection:
+            datasets.remove(connection, who.team, digest)
+            audit.record(connection, who, self.clock.now(), "data.delete", digest)
+
+    def known_digests(self) -> frozenset[str]:
+        """The digests of all teams' data sets."""
+        with self.database.read() as connection:
+            return datasets.digests(connection)
 
     def in_use(self) -> tuple[frozenset[str], frozenset[str]]:
         """The ids of all runs, and of all runs that registered a model; of every team."""
