@@ -160,7 +160,7 @@ def experiment_id(path: str) -> str:
 
 
 def _put(backend: Backend, data: DataRef) -> DataRef:
-    return backend.files.put(data.path, digest=data.digest, bytes=data.bytes, rows=data.rows)
+    return data if data.stored else backend.files.put(data.path, digest=data.digest, bytes=data.bytes, rows=data.rows)
 
 
 def _digest(plan: DryRun) -> str:

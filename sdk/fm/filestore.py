@@ -137,15 +137,20 @@ def copy_sealed(source: Path, target: Path) -> None:
     try:
         for name, entry in manifest["files"].items():
             file = target / name
-            file.parent.mkdir(parents=True, exist_ok=True)
+            make_private(file.parent)
             try:
                 os.link(source / name, file)
             except (OSError, NotImplementedError):  # another disk, or one that knows no second names
-                shutil.copyfile(source / name, file)
+                _copy(source / name, file)
                 _check(file, entry)
-        shutil.copyfile(source / MANIFEST, target / MANIFEST)
+        _copy(source / MANIFEST, target / MANIFEST)
     except FileNotFoundError as error:
         raise NotFound(f"{source} was removed while it was copied") from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    target.chmod(0o600)
 
 
 def _check(file: Path, entry: Mapping[str, Any]) -> None:
@@ -231,8 +236,10 @@ class FolderStore:
     def delete(self, key: str) -> None:
         path = self._path(key)
         with disk_errors(path):
+            if path.is_file():
+                path.unlink(missing_ok=True)
             # Without its manifest it does not exist: nobody finds one that is half removed.
-            for manifest in (path / MANIFEST, *path.rglob(MANIFEST)):
+            for manifest in path.rglob(MANIFEST):
                 manifest.unlink(missing_ok=True)
             shutil.rmtree(path, ignore_errors=True)
 

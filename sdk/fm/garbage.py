@@ -1,32 +1,41 @@
-"""What lies below the storage root and belongs to nothing any more: left by removed runs, kills and old data."""
+"""What belongs to nothing any more, here and in the file store: left by removed runs, kills, cut uploads, old data."""
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
+from fm.agent.inputs import are_apart
 from fm.errors import Conflict
-from fm.files import disk_errors, size_of
-from fm.layout import Storage
+from fm.filestore import FileStore, FolderStore
 from fm.settings import Settings
 from fm.store.store import RunStore
 
-SHARD_SECONDS = 7 * 86400.0
-"""Tokenised data that nothing touched for so long is removed. It can be made again."""
-_RECENT_SECONDS = 3600.0
-"""What is younger may belong to something that is being made."""
+_HOUR = 3600.0
+_AFTER = {
+    "tokenised data": 7 * 24 * _HOUR,
+    "copy of stored files": 7 * 24 * _HOUR,
+    "folder of a run that is put out": 7 * 24 * _HOUR,
+    "abandoned upload": 24 * _HOUR,
+}
+"""Seconds without a touch after which what can be made or brought again, or may still be gone on with, is removed. The
+rest goes after an hour: what is younger may belong to something that is being made."""
 
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """A file or folder to remove, what it was, and its size."""
+    """What to remove: where it lies, what it was, its size, and when it was last touched."""
 
-    path: Path
+    store: FileStore
+    key: str
     what: str
     bytes: int
+    touched: float
+
+    @property
+    def place(self) -> str:
+        return f"{self.store.where.rstrip('/')}/{self.key}"
 
 
 def find_garbage(
@@ -35,69 +44,68 @@ def find_garbage(
     """What nothing in `store` refers to.
 
     Args:
-        shared: go on although the storage root lies outside FM_HOME, where other stores may have runs too.
+        shared: go on although storage root or file store lie outside FM_HOME, where other stores may have runs too.
 
     Raises:
-        Conflict: the storage root may be shared with other stores, whose runs are unknown here.
+        Conflict: they may be shared with other stores, whose runs are unknown here.
+        Unavailable: the file store can't be reached.
     """
-    storage = settings.storage
-    if storage.root != settings.home and settings.store_url.startswith("sqlite") and not shared:
+    elsewhere = settings.storage.root != settings.home or settings.files_url is not None
+    if elsewhere and settings.store_url.startswith("sqlite") and not shared:
         raise Conflict(
-            f"other run stores may keep runs in {storage.root} too, and they would look unused from here",
+            f"other run stores may keep runs in {settings.files_url or settings.storage.root} too, and they would look "
+            "unused from here",
             hint="if this is the only one, say so: ftctl gc --only-store",
         )
-    at = time.time() if now is None else now
-    return [
-        Garbage(path, what, size_of(path))
-        for path, what in _unused(settings, storage, store)
-        if at - _touched(path) > (SHARD_SECONDS if what == "tokenised data" else _RECENT_SECONDS)
-    ]
+    at, found = time.time() if now is None else now, []
+    for place, key, what in _unused(settings, store):
+        usage = place.usage(key)
+        if at - usage.touched > _AFTER.get(what, _HOUR):
+            found.append(Garbage(place, key, what, usage.bytes, usage.touched))
+    return found
 
 
 def remove(found: list[Garbage]) -> None:
-    """Removes what `find_garbage` found."""
+    """Removes what `find_garbage` found, but for what has been touched since."""
     for item in found:
-        with disk_errors(item.path):
-            if item.path.is_dir():
-                shutil.rmtree(item.path)
-            else:
-                item.path.unlink(missing_ok=True)
+        if item.store.usage(item.key).touched == item.touched:
+            item.store.delete(item.key)
 
 
-def _unused(settings: Settings, storage: Storage, store: RunStore) -> Iterator[tuple[Path, str]]:
-    # Folders first: a run that is stored after this listing has its folder made later still.
-    folders = {
-        "removed run": _entries(storage.runs),
-        "unregistered model": [folder for name in _entries(storage.models) for folder in _entries(name)],
-        "tokenised data": _entries(storage.shards),
-        "unfinished write": [path for path in _entries(settings.home / "pending") if path.name.endswith(".tmp")],
-    }
-    unfinished = {run.id for run in store.unfinished()}
+def _unused(settings: Settings, store: RunStore) -> Iterator[tuple[FileStore, str, str]]:
+    here, files, home = FolderStore(settings.storage.root), settings.open_files(), FolderStore(settings.home)
+    places: list[FileStore] = [files, here] if are_apart(files, settings.storage) else [files]
+    # What there is comes first: a run that is stored after this listing has its folder made later still.
+    runs = [(place, key) for place in places for key in place.list("runs")]
+    models = [(place, key) for place in places for name in place.list("models") for key in place.list(name)]
+    data = [(place, key) for place in places for key in place.list("data")]
+    shards = here.list("shards")
     known, registered = store.in_use()
-    for path in folders["removed run"]:
-        if path.name not in known:
-            yield path, "removed run"
-    for path in folders["unregistered model"]:
-        if path.name not in registered | unfinished:
-            yield path, "unregistered model"
+    unfinished, digests = {run.id for run in store.unfinished()}, store.known_digests()
+    for place, key in runs:
+        if _last(key) not in known:
+            yield place, key, "removed run"
+        elif place is not files and _last(key) not in unfinished:
+            yield place, key, "folder of a run that is put out"
+    for place, key in models:
+        if _last(key) not in registered | unfinished:
+            yield place, key, "unregistered model"
+    for place, key in data:
+        if _last(key) not in digests:
+            yield place, key, "removed data set"
     if not unfinished:  # a run that goes on may read any of them
-        for path in folders["tokenised data"]:
-            yield path, "tokenised data"
-    for path in folders["unfinished write"]:
-        yield path, "unfinished write"
+        for key in shards:
+            yield here, key, "tokenised data"
+    for key in here.list("uploads"):
+        yield here, key, "abandoned upload"
+    for kind in here.list("cache"):
+        if not _last(kind).startswith("."):
+            for key in here.list(kind):
+                yield here, key, "copy of stored files"
+    for key in home.list("pending"):
+        if key.endswith(".tmp"):
+            yield home, key, "unfinished write"
 
 
-def _entries(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
-def _touched(path: Path) -> float:
-    """When anything in `path` was last written or read, in seconds since 1970."""
-    times = [0.0]
-    for file in (path, *(path.rglob("*") if path.is_dir() else ())):
-        try:
-            stat = file.lstat()
-        except FileNotFoundError:  # removed by its owner meanwhile
-            continue
-        times.append(max(stat.st_mtime, stat.st_atime if file.is_file() else 0.0))
-    return max(times)
+def _last(key: str) -> str:
+    return key.rpartition("/")[2]

@@ -123,9 +123,12 @@ class ObjectStore:
     def delete(self, key: str) -> None:
         with self._errors(f"remove {key}"):
             # Without its manifest it does not exist: nobody finds one that is half removed.
-            found = sorted(self._files.find(self._at(key)), key=lambda path: not path.endswith(f"/{MANIFEST}"))
+            found = self._files.find(self._at(key))
             for path in found:
-                self._files.rm_file(path)
+                if path.endswith(f"/{MANIFEST}"):
+                    self._files.rm_file(path)
+            if found:
+                self._files.rm(self._at(key), recursive=True)
         _remove(self._cache / key)
 
     def _at(self, key: str, name: str = "") -> str:

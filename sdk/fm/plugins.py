@@ -53,7 +53,7 @@ EXTRAS = {
     "qlora": ("bitsandbytes",),
     "plot": ("matplotlib",),
     "pandas": ("pandas",),
-    "server": ("fastapi", "uvicorn"),
+    "server": ("fastapi", "uvicorn", "fsspec", "s3fs"),
     "track": ("mlflow", "tensorboard", "wandb"),
 }
 """The modules that each extra brings."""

@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fm.errors import Conflict, DataChanged, DiskFull, NotFound, RequestError
@@ -131,6 +131,12 @@ class Uploads:
             (upload / "files").rename(sealed / "files")
             write_json(sealed / MANIFEST, manifest)
             yield sealed
+            shutil.rmtree(upload)
+
+    def discard(self, team: str, digest: str) -> None:
+        """Removes the upload; nothing if there is none."""
+        upload = self._path(team, digest)
+        with suppress(NotFound), disk_errors(upload), self._locked(upload):
             shutil.rmtree(upload)
 
     def _path(self, team: str, digest: str) -> Path:

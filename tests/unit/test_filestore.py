@@ -152,7 +152,7 @@ class TestCache:
         with pytest.raises(Damaged, match="data/1/b"):
             remote.fetch("data/1")
         assert remote.local("data/1") is None
-        assert [path for path in (tmp_path / "cache" / "data").iterdir()] == []
+        assert list((tmp_path / "cache" / "data").iterdir()) == []
 
     def test_a_manifest_that_names_files_outside_is_refused(self, remote: ObjectStore, tmp_path: Path) -> None:
         evil = {"files": {"../../../evil": {"bytes": 3, "sha256": "0" * 64}}}

@@ -49,17 +49,17 @@ class StoreFiles:
         return self._uploads.append(self._who.team, digest, offset, part)
 
     def finish(self, digest: str, *, name: str, rows: int | None = None, sensitive: bool = False) -> Dataset:
+        if self._has(digest):  # another client was quicker, or it was finished before and the answer was lost
+            self._uploads.discard(self._who.team, digest)
+            return self.get(digest)
         new = Dataset(
             digest=digest, name=name, bytes=0, rows=rows, sensitive=sensitive, owner=self._who.user,
             team=self._who.team, created_at=self._store.clock.now(),
         )
-        try:
-            with self._uploads.finish(self._who.team, digest) as folder:
-                self._files.put(self._key(digest), folder, move=True)
-                size = sum(file.bytes for file in self._files_of(digest))
-                return self._store.add_dataset(self._who, new.model_copy(update={"bytes": size}))
-        except NotFound:  # it was finished before, and the answer was lost
-            return self.get(digest)
+        with self._uploads.finish(self._who.team, digest) as folder:
+            self._files.put(self._key(digest), folder, move=True)
+            size = sum(file.bytes for file in self._files_of(digest))
+            return self._store.add_dataset(self._who, new.model_copy(update={"bytes": size}))
 
     def get(self, digest: str) -> Dataset:
         return self._store.dataset(self._who.team, digest)

@@ -10,12 +10,13 @@ from fm.display import human_bytes
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only show what would be removed.")
-@click.option("--only-store", is_flag=True, help="No other run store keeps runs in FM_RUNS.")
+@click.option("--only-store", is_flag=True, help="No other run store keeps runs in FM_RUNS or FM_FILES.")
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 def gc(dry_run: bool, only_store: bool, yes: bool) -> None:
     """Free the space of what belongs to nothing any more.
 
-    That is folders of removed runs, unregistered model files, and tokenised data not used for a week.
+    That is folders of removed runs, unregistered models, removed data sets, uploads that nobody went on with for a day,
+    and what was not used for a week and can be made or brought again: tokenised data, copies of stored files.
     """
     from fm.garbage import find_garbage, remove
     from fm.settings import Settings
@@ -31,7 +32,7 @@ def gc(dry_run: bool, only_store: bool, yes: bool) -> None:
     if not found:
         click.echo("nothing to remove", err=True)
         return
-    table(("WHAT", "SIZE", "PATH"), [(item.what, human_bytes(item.bytes), item.path) for item in found])
+    table(("WHAT", "SIZE", "WHERE"), [(item.what, human_bytes(item.bytes), item.place) for item in found])
     total = human_bytes(sum(item.bytes for item in found))
     if dry_run:
         return
