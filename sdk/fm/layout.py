@@ -132,10 +132,6 @@ class Storage:
         """Where the files of the version that `run_id` made of model `name` lie."""
         return self.models / name / run_id
 
-    def data(self, digest: str) -> Path:
-        """Where the uploaded data set of that digest lies."""
-        return self.root / "data" / digest
-
     @property
     def uploads(self) -> Path:
         return self.root / "uploads"
@@ -154,3 +150,8 @@ class Storage:
 
     def shard(self, digest: str) -> Path:
         return self.shards / digest
+
+
+def data_key(digest: str) -> str:
+    """What the file store calls the data set of that digest."""
+    return f"data/{digest}"

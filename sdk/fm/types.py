@@ -189,6 +189,7 @@ class LogChunk(_Record):
 class Checkpoint(_Record):
     """A whole checkpoint, from which training can go on."""
 
+    run_id: str = ""
     step: int
     path: str | None
     """Its folder on this machine; None where it has to be brought here first."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fm import errors
 from fm.errors import DataError, DataFault, FMError
 from fm.request import TrainRequest
-from fm.types import Caller, Checkpoint, DataRef, Event, MetricRow, ModelRef, ModelVersion, RunRecord
+from fm.types import Caller, Checkpoint, DataFile, DataRef, Dataset, Event, MetricRow, ModelRef, ModelVersion, RunRecord
 
 API = 1
 """The number in the paths: `/v1`."""
@@ -110,10 +110,18 @@ class Submission(_Body):
     allow_oversize: bool = False
 
 
-class FileNames(_Body):
-    """The files of a data set, all of which have been sent."""
+class Announcement(_Body):
+    """The files of a data set that is to be sent, in the order of their names."""
 
-    files: tuple[str, ...] = Field(min_length=1, max_length=10_000)
+    files: tuple[DataFile, ...] = Field(min_length=1, max_length=1000)
+
+
+class Naming(_Body):
+    """What is recorded of a data set beside its bytes."""
+
+    name: str = Field(min_length=1, max_length=255)
+    rows: int | None = Field(None, ge=0, le=2**62)
+    sensitive: bool = False
 
 
 class Cancellation(_Body):
@@ -144,6 +152,20 @@ class MetricPage(_Answer):
 
 class CheckpointPage(_Answer):
     checkpoints: tuple[Checkpoint, ...]
+
+
+class Arrived(_Answer):
+    """How many bytes of a data set have been taken in."""
+
+    bytes: int
+
+
+class Listing(_Answer):
+    files: tuple[DataFile, ...]
+
+
+class DatasetPage(_Answer):
+    datasets: tuple[Dataset, ...]
 
 
 class ModelPage(_Answer):

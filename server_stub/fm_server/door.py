@@ -35,8 +35,8 @@ class Limits:
     """The most bytes that a request's body may have."""
 
     body: int = 1 << 20
-    upload: int = 1 << 40
-    """Of one file of a data set."""
+    upload: int = 64 << 20
+    """Of one part of a data set."""
 
 
 class Door:

@@ -32,14 +32,20 @@ SCOPES: Mapping[tuple[str, str], Scope | None] = {
     ("GET", "/v1/runs/{run}/metrics"): "read",
     ("GET", "/v1/runs/{run}/logs"): "read",
     ("GET", "/v1/runs/{run}/checkpoints"): "read",
+    ("GET", "/v1/runs/{run}/checkpoints/{step}/file"): "read",
     ("GET", "/v1/models"): "read",
     ("GET", "/v1/models/version"): "read",
     ("DELETE", "/v1/models/version"): "submit",
     ("GET", "/v1/models/file"): "read",
     ("POST", "/v1/models/alias"): "submit",
+    ("GET", "/v1/datasets"): "read",
     ("GET", "/v1/datasets/{digest}"): "read",
-    ("PUT", "/v1/datasets/{digest}/files/{name}"): "submit",
+    ("DELETE", "/v1/datasets/{digest}"): "submit",
     ("POST", "/v1/datasets/{digest}"): "submit",
+    ("PUT", "/v1/datasets/{digest}/parts/{offset}"): "submit",
+    ("POST", "/v1/datasets/{digest}/finish"): "submit",
+    ("GET", "/v1/datasets/{digest}/files"): "read",
+    ("GET", "/v1/datasets/{digest}/file"): "read",
 }
 """The scope that each route needs. A route that is not in the table can't be made."""
 

@@ -46,7 +46,7 @@ class Paths:
 
     def model(self, ref: ModelRef) -> ModelRef:
         base = self.model(ref.adapter_of) if ref.adapter_of else None
-        return ref.model_copy(update={"path": None, "adapter_of": base})
+        return ref.model_copy(update={"path": None, "key": None, "adapter_of": base})
 
     def data(self, ref: DataRef) -> DataRef:
         return ref.model_copy(update={"path": Path(ref.path).name})
@@ -57,14 +57,17 @@ class Paths:
         return event if hidden == text else Event.model_validate_json(hidden)
 
     def checkpoint(self, checkpoint: Checkpoint) -> Checkpoint:
-        return checkpoint.model_copy(update={"path": self.checkpoint_ref(Path(checkpoint.path))})
+        ref = f"{checkpoint.run_id}/{checkpoint.attempt}/{checkpoint.step}"
+        return checkpoint.model_copy(update={"path": ref})
 
     def version(self, version: ModelVersion) -> ModelVersion:
         lineage = json.loads(self.hide(json.dumps(version.lineage)))
         if "caller" in lineage:
             lineage["caller"] = Caller.model_validate(lineage["caller"] | {"python": "", "env": {}}).model_dump()
         return version.model_copy(
-            update={"path": "", "base": self.model(version.base) if version.base else None, "lineage": lineage}
+            update={
+                "path": None, "key": "", "base": self.model(version.base) if version.base else None, "lineage": lineage,
+            }
         )
 
     def checkpoint_ref(self, folder: Path) -> str:
@@ -91,5 +94,5 @@ def find_checkpoint(ref: str, backend: StoreBackend) -> str:
         )
     for checkpoint in backend.runs.checkpoints(match[1]):
         if (checkpoint.attempt, checkpoint.step) == (int(match[2]), int(match[3])):
-            return checkpoint.path
+            return str(backend.runs.open_checkpoint(match[1], checkpoint.step))
     raise NotFound(f"run {match[1]} has no checkpoint {ref}", hint="fm.get_checkpoints(run) lists those that it has")

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from fm.backends.base import NewRun
 from fm.backends.stored import StoreBackend
+from fm.backends.stored_files import bring_data
 from fm.creation import DryRun, experiment_id
 from fm.examine import ThisMachine
 from fm.request import TrainRequest
 from fm.types import Caller, DataRef
-from fm.wire import Inquiry, PlanInquiry, Submission
-from fm_server import datasets
+from fm.wire import Data, Inquiry, PlanInquiry, Submission
 from fm_server.paths import find_checkpoint
 
 
@@ -28,15 +28,16 @@ def look_into(view: StoreBackend, inquiry: Inquiry) -> DryRun:
 
 
 def for_plan(view: StoreBackend, inquiry: PlanInquiry) -> DryRun:
-    """What a plan is made from; its data is here."""
-    return _examine(view, inquiry.request, "process", datasets.find(view, inquiry.train_data), plan_only=True)
+    """What a plan is made from; its data has been sent, and is looked at here."""
+    data = bring_data(view.filestore, view.files.ref(inquiry.train_data.digest))
+    return _examine(view, inquiry.request, "process", data, plan_only=True)
 
 
 def submit(view: StoreBackend, body: Submission) -> NewRun:
     """The run to be stored. Who asked is recorded; which interpreter trains, and with what environment, is not theirs
     to say."""
     prepared = _examine(
-        view, body.request, body.launcher, datasets.find(view, body.train_data), model=body.model,
+        view, body.request, body.launcher, _sent(view, body.train_data), model=body.model,
         allow_oversize=body.allow_oversize,
     )
     prepared.machine.admit(prepared)
@@ -44,12 +45,16 @@ def submit(view: StoreBackend, body: Submission) -> NewRun:
         request=prepared.request,
         model=prepared.model,
         train_data=prepared.train_data,
-        eval_data=datasets.find(view, body.eval_data) if body.eval_data else None,
+        eval_data=_sent(view, body.eval_data) if body.eval_data else None,
         caller=Caller(user=view.principal.user, **body.caller.model_dump()),
         launcher=body.launcher,
         priority=body.priority,
         experiment_id=experiment_id(body.request.experiment_path),
     )
+
+
+def _sent(view: StoreBackend, data: Data) -> DataRef:
+    return view.files.ref(data.digest).model_copy(update={"rows": data.rows})
 
 
 def _examine(

@@ -100,10 +100,17 @@ def test_a_path_of_the_server_is_no_checkpoint(server: Served, weights: str) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["..%2f..%2fx.jsonl", "%2e%2e", "..%5cx.jsonl", "x%00.jsonl", "x.exe", "a%2fb.jsonl", ""]
+    "name", ["../../x.jsonl", "..", "..\\x.jsonl", "x\0.jsonl", "/etc/passwd", "a/b.jsonl", "", "x" * 300]
 )
 def test_a_data_files_name_is_no_path(server: Served, name: str) -> None:
-    answer = ask(server, "PUT", f"/v1/datasets/{'0' * 64}/files/{name}", content=b"{}")
+    answer = ask(server, "POST", f"/v1/datasets/{'0' * 64}", json={"files": [[name, 2]]})
+    assert answer.status_code == 400, answer.text
+
+
+@pytest.mark.parametrize("step", ["-1", "1e3", "..", "%2e%2e"])
+@pytest.mark.parametrize("name", ["../manifest.json", "/etc/passwd", ""])
+def test_a_checkpoints_file_is_no_path(server: Served, step: str, name: str) -> None:
+    answer = ask(server, "GET", f"/v1/runs/run-000000000000/checkpoints/{step}/file", params={"name": name})
     assert answer.status_code in (400, 404), answer.text
 
 

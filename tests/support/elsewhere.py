@@ -43,7 +43,8 @@ class AgentElsewhere:
         }
         with (home / "agent.log").open("wb") as log:
             self.process = subprocess.Popen(
-                [python, "-c", _COMMAND, "agent", "--database", database, "--files", files], cwd=home, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **as_user,
+                [python, "-c", _COMMAND, "agent", "--database", database, "--files", files],
+                cwd=home, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **as_user,
             )
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fm.backends.stored_files import data_path
+from fm.backends.stored_files import bring_data
 from fm.errors import Damaged, NotFound, RequestError
 from fm.files import read_manifest
 from fm.filestore import FileStore, FolderStore
@@ -42,10 +42,16 @@ def bring_in(store: RunStore, files: FileStore, storage: Storage, run: RunRecord
     history = list(_history(store, run))
     here = [folder for one in history for folder in _checkpoint_folders(storage, one)]
     apart = are_apart(files, storage)
+    weights = run.request.custom_weights_path
+    if weights and not Path(weights).exists():
+        raise RequestError(
+            f"custom_weights_path {weights} is not on the machine that trains", field="custom_weights_path",
+            hint="register these weights, and train from that model",
+        )
     return Inputs(
         model=_bring_model(files, run.model, apart=apart),
-        train_data=_bring_data(files, storage, run.train_data),
-        eval_data=_bring_data(files, storage, run.eval_data) if run.eval_data else None,
+        train_data=bring_data(files, run.train_data),
+        eval_data=bring_data(files, run.eval_data) if run.eval_data else None,
         checkpoints=(*here, *(_bring_checkpoint(files, storage, history, here) if apart else ())),
     )
 
@@ -103,9 +109,3 @@ def _bring_model(files: FileStore, model: ModelRef, *, apart: bool) -> ModelRef:
             )
         return model.model_copy(update={"path": None})  # the check fetches it from the hub
     return model
-
-
-def _bring_data(files: FileStore, storage: Storage, data: DataRef) -> DataRef:
-    if not data.stored:
-        return data
-    return data.model_copy(update={"path": str(data_path(files.fetch(storage.key(storage.data(data.digest)))))})

@@ -185,6 +185,7 @@ class StoreRuns:
 def _checkpoint(files: FileStore, attempt: int, key: str, manifest: dict[str, Any]) -> Checkpoint:
     return Checkpoint.model_validate(
         {
+            "run_id": key.split("/")[1],
             "step": manifest["step"],
             "metrics": manifest.get("metrics", {}),
             "created_at": manifest["saved_at"],

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import IO
 
 from fm.backends.base import PAGE_LIMIT
 from fm.errors import NotFound
 from fm.filestore import FileStore, FolderStore, missing
-from fm.layout import Storage
+from fm.layout import Storage, data_key
 from fm.store.store import RunStore
 from fm.types import DataFile, DataRef, Dataset, Principal
 from fm.uploads import Uploads
@@ -57,7 +56,7 @@ class StoreFiles:
             team=self._who.team, created_at=self._store.clock.now(),
         )
         with self._uploads.finish(self._who.team, digest) as folder:
-            self._files.put(self._key(digest), folder, move=True)
+            self._files.put(data_key(digest), folder, move=True)
             size = sum(file.bytes for file in self._files_of(digest))
             return self._store.add_dataset(self._who, new.model_copy(update={"bytes": size}))
 
@@ -69,7 +68,7 @@ class StoreFiles:
 
     def read(self, digest: str, name: str, *, offset: int = 0) -> IO[bytes]:
         self._store.require_download(self._who, digest)
-        return self._files.open(self._key(digest), f"files/{name}", offset=offset)
+        return self._files.open(data_key(digest), f"files/{name}", offset=offset)
 
     def delete(self, digest: str) -> None:
         self._store.remove_dataset(self._who, digest)
@@ -82,19 +81,28 @@ class StoreFiles:
             return False
 
     def _files_of(self, digest: str) -> Sequence[DataFile]:
-        manifest = self._files.manifest(self._key(digest))
+        manifest = self._files.manifest(data_key(digest))
         if manifest is None:
-            raise missing(self._key(digest))
+            raise missing(data_key(digest))
         return [DataFile(*entry) for entry in manifest["listing"]]
 
-    def _key(self, digest: str) -> str:
-        return self._storage.key(self._storage.data(digest))
+    def ref(self, digest: str) -> DataRef:
+        """What a run refers to a data set of the team by."""
+        found = self.get(digest)
+        return DataRef(path=found.name, digest=digest, bytes=found.bytes, rows=found.rows, stored=True)
 
     def list(self, *, limit: int = PAGE_LIMIT) -> Sequence[Dataset]:
         return self._store.datasets(self._who.team, max(0, min(limit, PAGE_LIMIT)))
 
 
-def data_path(folder: Path) -> Path:
-    """What to train on in the folder of a data set: its one file, or the folder of all."""
-    files = sorted((folder / "files").iterdir())
-    return files[0] if len(files) == 1 else folder / "files"
+def bring_data(files: FileStore, data: DataRef) -> DataRef:
+    """`data` with a path of this machine, where the file store has it; else as it is.
+
+    Raises:
+        NotFound: the file store lacks it.
+    """
+    if not data.stored:
+        return data
+    folder = files.fetch(data_key(data.digest)) / "files"
+    found = sorted(folder.iterdir())
+    return data.model_copy(update={"path": str(found[0] if len(found) == 1 else folder)})

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import quote
 
 from fm import wire
 from fm.backends.base import PAGE_LIMIT, NewRun, RunFilter
 from fm.creation import DryRun
+from fm.data import locate
 from fm.errors import Conflict, NotFound, Unsupported
 from fm.lifecycle import Status
 from fm.names import is_run_ref
 from fm.pending import new_key
 from fm.plans import Plan, PlanTask
-from fm.remote import downloads, stream, upload
-from fm.remote.client import Call, Client
+from fm.progress import upload_progress
+from fm.remote import downloads, stream
+from fm.remote.client import CALL_SECONDS, SLOWEST, Call, Client
 from fm.request import TrainRequest
 from fm.resolve import is_path
-from fm.types import Checkpoint, DataRef, Event, LogChunk, MetricRow, ModelRef, ModelVersion, RunRecord
-from fm.wire import PREFIX, Data
+from fm.sending import send
+from fm.types import (
+    Checkpoint,
+    DataFile,
+    DataRef,
+    Dataset,
+    Event,
+    LogChunk,
+    MetricRow,
+    ModelRef,
+    ModelVersion,
+    RunRecord,
+)
+from fm.wire import DIGEST, PREFIX, Data
+
+_LARGE = 50 << 30
+"""Bytes that are allowed for where nobody knows how many there are."""
 
 
 class RemoteBackend:
@@ -34,7 +52,7 @@ class RemoteBackend:
         self.name = client.url
         self.client = client
         self.pending = home / "pending"
-        self.runs = RemoteRuns(client)
+        self.runs = RemoteRuns(client, home / "fetched")
         self.models = RemoteModels(client, home / "fetched")
         self.files = RemoteFiles(client)
         self.machine = RemoteMachine(client, self.files)
@@ -58,8 +76,9 @@ class RemoteBackend:
 class RemoteRuns:
     """Runs of the token's team."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, fetched: Path) -> None:
         self._client = client
+        self._fetched = fetched
 
     def create(self, new: NewRun, *, idempotency_key: str) -> RunRecord:
         body = wire.Submission(
@@ -102,6 +121,20 @@ class RemoteRuns:
     def checkpoints(self, run: str) -> Sequence[Checkpoint]:
         return self._client.ask(wire.CheckpointPage, Call("GET", _path(run, "checkpoints"))).checkpoints
 
+    def open_checkpoint(self, run: str, step: int) -> Path:
+        found = {checkpoint.step: checkpoint for checkpoint in self.checkpoints(run)}
+        if step not in found:
+            raise NotFound(f"run {run} has no whole checkpoint of step {step}", hint=f"ftctl runs checkpoints {run}")
+        cache = self._fetched / found[step].run_id
+        return downloads.fetch(self._client, self._source(run, step), found[step].files, cache, step=step)
+
+    def read_checkpoint(self, run: str, step: int, name: str, *, offset: int = 0) -> IO[bytes]:
+        return downloads.read(self._client, self._source(run, step), name, offset)
+
+    def _source(self, run: str, step: int) -> downloads.Source:
+        path = _path(run, f"checkpoints/{step}/file")
+        return downloads.Source(path, {}, f"the checkpoint of step {step} of {run}", _LARGE)
+
     def cancel(self, run: str, *, reason: str = "") -> RunRecord:
         call = Call("POST", _path(run, "cancel"), body=wire.Cancellation(reason=reason), key=new_key())
         try:
@@ -138,21 +171,68 @@ class RemoteModels:
         return self._client.ask(ModelVersion, Call("POST", f"{PREFIX}/models/alias", body=body))
 
     def open(self, ref: str) -> Path:
-        return downloads.fetch(self._client, self.get(ref), self._fetched)
+        version = self.get(ref)
+        cache = self._fetched / version.name
+        return downloads.fetch(self._client, _of_model(version), version.files, cache, kind=version.kind)
+
+    def read(self, ref: str, name: str, *, offset: int = 0) -> IO[bytes]:
+        return downloads.read(self._client, _of_model(self.get(ref)), name, offset)
 
     def delete(self, ref: str) -> None:
         _gone(self._client, Call("DELETE", f"{PREFIX}/models/version", {"ref": ref}))
 
 
 class RemoteFiles:
-    """Data files, sent to where they are needed."""
+    """The data sets of the token's team."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     def put(self, path: str, *, digest: str, bytes: int, rows: int | None) -> DataRef:
-        upload.send(self._client, path, digest)
-        return DataRef(path=path, digest=digest, bytes=bytes, rows=rows)
+        source = locate(path, field="train_data_path")
+        if source.is_hub:
+            raise Unsupported(
+                f"{path} is a data set of the hub, which a server does not fetch", field="train_data_path",
+                hint="save it first: datasets.load_dataset(…).to_json('train.jsonl'), then pass that file",
+            )
+        with upload_progress(source.name) as progress:
+            send(self, source, digest, rows=rows, progress=progress)
+        return DataRef(path=path, digest=digest, bytes=bytes, rows=rows, stored=True)
+
+    def begin(self, digest: str, files: Sequence[DataFile]) -> int:
+        body = wire.Announcement(files=tuple(files))
+        return self._client.ask(wire.Arrived, Call("POST", _dataset(digest), body=body, key=new_key())).bytes
+
+    def append(self, digest: str, offset: int, part: bytes) -> int:
+        call = Call(
+            "PUT", _dataset(digest, f"parts/{offset}"), content=lambda: iter([part]),
+            headers={"Content-Length": str(len(part))}, seconds=CALL_SECONDS + len(part) / SLOWEST,
+        )
+        return self._client.ask(wire.Arrived, call).bytes
+
+    def finish(self, digest: str, *, name: str, rows: int | None = None, sensitive: bool = False) -> Dataset:
+        body = wire.Naming(name=name, rows=rows, sensitive=sensitive)
+        # The server reads all of it once more before it answers.
+        path, seconds = _dataset(digest, "finish"), CALL_SECONDS + _LARGE / SLOWEST
+        return self._client.ask(Dataset, Call("POST", path, body=body, key=new_key(), seconds=seconds))
+
+    def get(self, digest: str) -> Dataset:
+        return self._client.ask(Dataset, Call("GET", _dataset(digest)))
+
+    def list(self, *, limit: int = PAGE_LIMIT) -> Sequence[Dataset]:
+        call = Call("GET", f"{PREFIX}/datasets", {"limit": max(0, limit)})
+        return self._client.ask(wire.DatasetPage, call).datasets
+
+    def listing(self, digest: str) -> Sequence[DataFile]:
+        return self._client.ask(wire.Listing, Call("GET", _dataset(digest, "files"))).files
+
+    def read(self, digest: str, name: str, *, offset: int = 0) -> IO[bytes]:
+        found = self.get(digest)
+        source = downloads.Source(_dataset(digest, "file"), {}, found.name, found.bytes)
+        return downloads.read(self._client, source, name, offset)
+
+    def delete(self, digest: str) -> None:
+        _gone(self._client, Call("DELETE", _dataset(digest)))
 
 
 class RemoteMachine:
@@ -192,6 +272,17 @@ class RemoteMachine:
 
     def _ask(self, inquiry: wire.Inquiry) -> wire.Examined:
         return self._client.ask(wire.Examined, Call("POST", f"{PREFIX}/validate", body=inquiry, key=new_key()))
+
+
+def _of_model(version: ModelVersion) -> downloads.Source:
+    return downloads.Source(f"{PREFIX}/models/file", {"ref": version.ref}, version.ref, version.bytes)
+
+
+def _dataset(digest: str, what: str = "") -> str:
+    """The path of a data set, or of something of it. What is no digest never becomes part of a path."""
+    if not re.fullmatch(DIGEST, digest):
+        raise NotFound(f"there is no data set {digest!r}", hint="a data set is known by 64 hexadecimal digits")
+    return f"{PREFIX}/datasets/{digest}" + (f"/{what}" if what else "")
 
 
 def _path(run: str, what: str = "") -> str:

@@ -1,60 +1,79 @@
-"""A registered model's files, fetched once and checked against the registry's digests."""
+"""Files of models, checkpoints and data sets: fetched in one go or on from a cut, checked against their digests."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 from fm.errors import Unavailable
 from fm.files import atomic_folder, digest_file, make_private, read_manifest, seal
 from fm.remote.client import CALL_SECONDS, SLOWEST, Call, Client
-from fm.types import ModelVersion
-from fm.wire import PREFIX
 
 _CUTS = 20
 """How often the sending of one file may be cut; each time it goes on from where it was."""
 
 
-def fetch(client: Client, version: ModelVersion, cache: Path) -> Path:
-    """The folder with the files of `version`, fetched unless it is here.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the files of something are asked for, and what it is called in errors. Each is at most `bytes` long."""
+
+    path: str
+    params: Mapping[str, Any]
+    what: str
+    bytes: int
+
+
+def fetch(client: Client, source: Source, files: Mapping[str, str], cache: Path, **facts: Any) -> Path:
+    """The folder below `cache` with `files`, digests by name, fetched unless it is here; `facts` go to its manifest.
 
     Raises:
-        Unavailable: the server can't be reached, or sends something else than what is registered.
+        Unavailable: the server can't be reached, or sends something else than what is recorded.
     """
-    target = cache / version.name / hashlib.sha256(json.dumps(version.files, sort_keys=True).encode()).hexdigest()[:16]
+    target = cache / hashlib.sha256(json.dumps(dict(files), sort_keys=True).encode()).hexdigest()[:16]
     if read_manifest(target, verify=True):
         return target
     shutil.rmtree(target, ignore_errors=True)  # damaged since
     make_private(target.parent)
     with atomic_folder(target) as folder:
-        for name, digest in version.files.items():
+        for name, digest in files.items():
             path = folder / name
             make_private(path.parent)
-            _fetch_file(client, version, name, path)
+            with path.open("wb") as file:
+                _read_into(file, client, source, name)
             if digest_file(path) != digest:
-                raise Unavailable(f"{name} of {version.ref} arrived damaged from {client.url}", hint="try again")
-        seal(folder, kind=version.kind)
+                raise Unavailable(f"{name} of {source.what} arrived damaged from {client.url}", hint="try again")
+        seal(folder, **facts)
     return target
 
 
-def _fetch_file(client: Client, version: ModelVersion, name: str, path: Path) -> None:
-    params = {"ref": version.ref, "name": name}
-    seconds = CALL_SECONDS + version.bytes / SLOWEST
-    with path.open("wb") as file:
-        for cut in range(_CUTS + 1):
-            at = file.tell()
-            headers = {"Range": f"bytes={at}-"} if at else {}
-            call = Call("GET", f"{PREFIX}/models/file", params, headers=headers, seconds=seconds)
-            try:
-                with client.stream(call) as response:
-                    if response.status_code != 206:
-                        file.seek(0)
-                    for block in response.iter_raw():
-                        file.write(block)
-                return
-            except Unavailable as error:
-                # What came before the cut stays; a server that sends nothing more is given up.
-                if not error.retryable or cut == _CUTS or file.tell() == at:
-                    raise
+def read(client: Client, source: Source, name: str, offset: int) -> IO[bytes]:
+    """One file from the byte `offset` on, as a temporary one of this machine."""
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - the caller's to close
+    _read_into(file, client, source, name, offset=offset)
+    file.seek(0)
+    return file
+
+
+def _read_into(file: IO[bytes], client: Client, source: Source, name: str, *, offset: int = 0) -> None:
+    for cut in range(_CUTS + 1):
+        at = file.tell()
+        headers = {"Range": f"bytes={offset + at}-"} if offset + at else {}
+        seconds = CALL_SECONDS + source.bytes / SLOWEST
+        call = Call("GET", source.path, {**source.params, "name": name}, headers=headers, seconds=seconds)
+        try:
+            with client.stream(call) as response:
+                if headers and response.status_code != 206:
+                    raise Unavailable(f"{client.url} sent all of {name} instead of a part", hint="try again")
+                for block in response.iter_raw():
+                    file.write(block)
+            return
+        except Unavailable as error:
+            # What came before the cut stays; a server that sends nothing more is given up.
+            if not error.retryable or cut == _CUTS or file.tell() == at:
+                raise

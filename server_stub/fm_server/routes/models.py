@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated
 
 from fastapi import Header, Query, Response
-from starlette.responses import StreamingResponse
 
 from fm.backends.base import PAGE_LIMIT
-from fm.errors import NotFound
 from fm.types import ModelVersion
 from fm.wire import PREFIX, AliasChange, ModelPage
 from fm_server.answers import answer
-from fm_server.ranges import wanted_range
+from fm_server.ranges import send_file
 from fm_server.routes import Hidden, Limit, Mine, ModelName, make_router
 
 router = make_router("models")
-_BLOCK = 1 << 20
 
 
 @router.get(f"{PREFIX}/models", response_model=ModelPage)
@@ -48,30 +43,11 @@ def alias(change: AliasChange, mine: Mine, paths: Hidden) -> Response:
     return answer(paths.version(mine.models.alias(change.ref, change.alias, remove=change.remove)))
 
 
-@router.get(f"{PREFIX}/models/file", response_class=StreamingResponse)
+@router.get(f"{PREFIX}/models/file", response_class=Response)
 def download(
     ref: ModelName, mine: Mine, name: Annotated[str, Query(max_length=500)],
     wanted: Annotated[str, Header(alias="Range", max_length=100)] = "",
 ) -> Response:
     """One file of a version, or with `Range: bytes=a-b` a part of it."""
     version = mine.models.get(ref)
-    path = Path(version.path) / name
-    # Only a name that the registry recorded is looked for, so that no other file of this machine can be meant.
-    if name not in version.files or not path.is_file():
-        raise NotFound(f"{version.ref} has no file {name!r}", hint="its record lists those that it has")
-    size = path.stat().st_size
-    start, end = wanted_range(wanted, size)
-    headers = {"Accept-Ranges": "bytes", "Content-Length": str(end - start), "ETag": f'"{version.files[name]}"'}
-    if (start, end) != (0, size):
-        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-    return StreamingResponse(
-        _blocks(path, start, end), 206 if "Content-Range" in headers else 200, headers, "application/octet-stream"
-    )
-
-
-def _blocks(path: Path, start: int, end: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(start)
-        while start < end and (block := file.read(min(_BLOCK, end - start))):
-            start += len(block)
-            yield block
+    return send_file(mine.models.read(version.ref, name), wanted, digest=version.files.get(name, ""))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import Body, Header, Query, Request, Response
+from fastapi import Body, Header, Path, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from fm.backends.base import PAGE_LIMIT, RunFilter
@@ -15,7 +15,7 @@ from fm.types import LogChunk, MetricRow, RunRecord
 from fm.wire import PREFIX, Cancellation, CheckpointPage, EventPage, MetricPage, RunPage, Submission
 from fm_server import submission
 from fm_server.answers import answer
-from fm_server.ranges import thinned
+from fm_server.ranges import send_file, thinned
 from fm_server.routes import After, Hidden, Limit, Mine, RunRef, make_router
 
 router = make_router("runs")
@@ -134,3 +134,12 @@ def logs(run: RunRef, mine: Mine, paths: Hidden, offset: After = 0) -> Response:
 def checkpoints(run: RunRef, mine: Mine, paths: Hidden) -> Response:
     """The whole checkpoints, oldest first. Each one's path can be given as a request's `custom_weights_path`."""
     return answer(CheckpointPage(checkpoints=tuple(map(paths.checkpoint, mine.runs.checkpoints(run)))))
+
+
+@router.get(f"{RUN}/checkpoints/{{step}}/file", response_class=Response)
+def checkpoint_file(
+    run: RunRef, step: Annotated[int, Path(ge=0, le=2**53)], mine: Mine, name: Annotated[str, Query(max_length=500)],
+    wanted: Annotated[str, Header(alias="Range", max_length=100)] = "",
+) -> Response:
+    """One file of a checkpoint, or with `Range: bytes=a-b` a part of it."""
+    return send_file(mine.runs.read_checkpoint(run, step, name), wanted)
