@@ -124,7 +124,7 @@ class RemoteRuns:
     def open_checkpoint(self, run: str, step: int) -> Path:
         found = {checkpoint.step: checkpoint for checkpoint in self.checkpoints(run)}
         if step not in found:
-            raise NotFound(f"run {run} has no whole checkpoint of step {step}", hint=f"ftctl runs checkpoints {run}")
+            raise NotFound(f"run {run} has no whole checkpoint of step {step}", hint="fm.get_checkpoints(run) lists them")
         cache = self._fetched / found[step].run_id
         return downloads.fetch(self._client, self._source(run, step), found[step].files, cache, step=step)
 
