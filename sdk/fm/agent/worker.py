@@ -255,8 +255,8 @@ class Worker:
             self._requeue(reason, counts_as_attempt=True)
 
     def _progress(self) -> str:
-        step = self._run.checkpoint_step
-        return f"its last checkpoint is of step {step}" if step is not None else "it had no checkpoint yet"
+        saved = self._run.checkpoint_step
+        return "it had no checkpoint yet" if saved is None else f"its last checkpoint is of step {saved}"
 
     def _register(self) -> None:
         placing = self._freight.place(self._run, self._stage_folder())
@@ -265,8 +265,7 @@ class Worker:
         if (manifest := placing.result()) is None:
             self._crashed(None)
             return
-        version = self._freight.version(self._run, manifest, self._work["facts"])
-        now = self._store.clock.now()
+        version, now = self._freight.version(self._run, manifest, self._work["facts"]), self._store.clock.now()
         ran = (now - (self._run.attempt_started_at or now)).total_seconds()
         event = Event(type=EventType.COMPLETED, time=now, message="done", data={"ran_seconds": max(0.0, ran)})
         self._run = self._store.complete(self.lease, event, version, disk_bytes=size_of(self._folder.path))

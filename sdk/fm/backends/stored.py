@@ -131,7 +131,7 @@ class StoreRuns:
     def _checkpoint_key(self, run: str, step: int) -> str:
         keys = [key for _, key, manifest in self._checkpoints(run) if manifest["step"] == step]
         if not keys:
-            raise NotFound(f"run {run} has no whole checkpoint of step {step}", hint="fm.get_checkpoints(run) lists them")
+            raise NotFound(f"run {run} has no whole checkpoint of step {step}", hint="fm.get_checkpoints lists them")
         return keys[-1]
 
     def _checkpoints(self, run: str) -> Iterator[tuple[int, str, dict[str, Any]]]:

@@ -124,7 +124,7 @@ class RemoteRuns:
     def open_checkpoint(self, run: str, step: int) -> Path:
         found = {checkpoint.step: checkpoint for checkpoint in self.checkpoints(run)}
         if step not in found:
-            raise NotFound(f"run {run} has no whole checkpoint of step {step}", hint="fm.get_checkpoints(run) lists them")
+            raise NotFound(f"run {run} has no whole checkpoint of step {step}", hint="fm.get_checkpoints lists them")
         cache = self._fetched / found[step].run_id
         return downloads.fetch(self._client, self._source(run, step), found[step].files, cache, step=step)
 
@@ -212,9 +212,8 @@ class RemoteFiles:
 
     def finish(self, digest: str, *, name: str, rows: int | None = None, sensitive: bool = False) -> Dataset:
         body = wire.Naming(name=name, rows=rows, sensitive=sensitive)
-        # The server reads all of it once more before it answers.
-        path, seconds = _dataset(digest, "finish"), CALL_SECONDS + _LARGE / SLOWEST
-        return self._client.ask(Dataset, Call("POST", path, body=body, key=new_key(), seconds=seconds))
+        call = Call("POST", _dataset(digest, "finish"), body=body, key=new_key(), seconds=_LARGE / SLOWEST)
+        return self._client.ask(Dataset, call)
 
     def get(self, digest: str) -> Dataset:
         return self._client.ask(Dataset, Call("GET", _dataset(digest)))
