@@ -91,8 +91,7 @@ class Worker:
             self._launcher.signal(handle, "kill")
 
     def _lingers(self) -> bool:
-        """Whether the ended run's process is still there, and so its devices are not free yet, or what it saved last is
-        still being put out."""
+        """Whether the ended run's process still holds its devices, or what it saved last is still being put out."""
         handle = self._work.get("handle")
         return handle is not None and (self._grace.outlives(handle) or not self._is_put_out())
 
