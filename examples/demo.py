@@ -109,6 +109,9 @@ def main() -> int:
             chrf_after=chrf(after, references),
         )
     )
+    for run in (base, tuned):
+        for name, digest in weights(run).items():
+            console.print(f"weights of {run.registered_model}: {digest}  {name}", soft_wrap=True)
     tell_the_rest(base, tuned, time.monotonic() - began)
     return 0 if met else 1
 
@@ -117,6 +120,12 @@ def show(run: fm.Run) -> None:
     """The loss curves of a run that has ended, here and as a picture."""
     run.plot()
     run.plot(DEMO / f"{run.name}.png")
+
+
+def weights(run: fm.Run) -> dict[str, str]:
+    """SHA-256 of each file of weights that the run registered: the same wherever it was trained by the same versions."""
+    files = run.backend.models.get(run.registered_model).files
+    return {name: digest for name, digest in files.items() if name.endswith(".safetensors")}
 
 
 @dataclass
@@ -213,7 +222,9 @@ def table(it: Figures) -> bool:
 
 def tell_the_rest(base: fm.Run, tuned: fm.Run, seconds: float) -> None:
     """Where everything lies, what this model can't do, and what to try next."""
-    home, ftctl = os.environ["FM_HOME"], Path(sys.executable).with_name("ftctl")
+    ftctl = Path(sys.executable).with_name("ftctl")
+    here = [name for name in ("FM_HOME", "FM_BACKEND") if name in os.environ]
+    settings = " ".join(f"{name}={os.environ[name]}" for name in here)
     console.print(f"""
 This took {seconds:.0f} s. The model has under a million weights and has read a megabyte: it has learnt how an answer
 looks and when to stop, and little of what is true. For answers to rely on, start from a model that was trained on
@@ -222,12 +233,12 @@ far more, with the same call: fm.create(model="org/name", …).
 Where things are:
   data            {DATA}
   loss curves     {DEMO / base.name}.png, {DEMO / tuned.name}.png
-  runs            {base.save_folder}
-                  {tuned.save_folder}
-  models          {base.registered_model} and {tuned.registered_model}, in {home}
+  runs            {base.save_folder or base.id}
+                  {tuned.save_folder or tuned.id}
+  models          {base.registered_model} and {tuned.registered_model}, kept by {tuned.backend.name}
 
 What to try next:
-  export FM_HOME={home} PATH={ftctl.parent}:$PATH
+  export {settings} PATH={ftctl.parent}:$PATH
   ftctl runs list
   ftctl runs events {tuned.name}
   ftctl models try demo.python.qa --complete $'What does json.dumps do?\\n'

@@ -154,19 +154,21 @@ class TrainRequest(_Request):
     def _prompts(cls, value: Any) -> Any:
         if isinstance(value, str):
             raise RequestError("eval_prompts is one text, not a list", field="eval_prompts", hint="write [text]")
-        return tuple(value or ())
+        return () if value is None else value
 
     @field_validator("trackers", mode="before")
     @classmethod
     def _trackers(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else tuple(value or ())
+        if isinstance(value, str):
+            return (value,)
+        return () if value is None else value
 
     @field_validator("new_tokens", mode="before")
     @classmethod
     def _new_tokens(cls, value: Any) -> Any:
         if isinstance(value, str):
             raise RequestError("new_tokens is one text, not a list", field="new_tokens", hint="write [token]")
-        return tuple(value or ())
+        return () if value is None else value
 
     @field_validator("new_tokens")
     @classmethod

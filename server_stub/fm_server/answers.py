@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -15,6 +16,7 @@ import fm
 from fm import wire
 from fm.errors import FMError, RequestError
 from fm.wire import Problem
+from fm_server.guard import SCOPES
 
 logger = logging.getLogger("fm.server")
 
@@ -24,9 +26,11 @@ def answer(value: BaseModel, *, status: int = 200) -> Response:
     return Response(value.model_dump_json(), status, media_type="application/json")
 
 
-def problem(found: Problem) -> Response:
-    """An error's answer."""
+def problem(found: Problem, *, allow: Sequence[str] = ()) -> Response:
+    """An error's answer; `allow` are the methods that the path knows, where another one was used."""
     headers = {"WWW-Authenticate": "Bearer"} if found.status == 401 else {}
+    if allow:
+        headers["Allow"] = ", ".join(allow)
     return Response(found.model_dump_json(), found.status, headers, wire.PROBLEM)
 
 
@@ -47,13 +51,16 @@ def explain_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def of_the_framework(request: Request, error: HTTPException) -> Response:
         codes = {404: wire.UNKNOWN_ROUTE, 405: wire.UNKNOWN_ROUTE}
+        here = getattr(request.scope.get("route"), "path", None)
+        allow = sorted({method for method, path in SCOPES if path == here}) if error.status_code == 405 else ()
         return problem(
             Problem(
                 title=str(error.detail), status=error.status_code, code=codes.get(error.status_code, "request_error"),
                 detail=f"{request.method} {request.url.path}: {error.detail}".lower(),
                 hint=f"this is ftctl {fm.__version__}, which speaks {wire.PREFIX}",
                 request_id=request.state.request_id,
-            )
+            ),
+            allow=allow,
         )
 
     @app.exception_handler(Exception)

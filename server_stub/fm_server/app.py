@@ -3,20 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
 import fm
+from fm import wire
 from fm.backends.stored import StoreBackend
 from fm_server.answers import explain_errors
 from fm_server.counters import Counters
 from fm_server.door import LOOPBACK, Door, Limits
 from fm_server.feed import Feed
-from fm_server.guard import GuardedRoute
+from fm_server.guard import PUBLIC, SCOPES, GuardedRoute
 from fm_server.paths import Paths
 from fm_server.routes import datasets, models, runs, server, training
 
 _ABOUT = "Fine-tuning runs, their events and models. Send `Authorization: Bearer <token>` with every request."
+
+
+class Application(FastAPI):
+    """A FastAPI application whose OpenAPI says what the guard and the errors' answers do."""
+
+    def openapi(self) -> dict[str, Any]:
+        """This interface as OpenAPI; FastAPI itself can be told neither of the errors' media type nor of `SCOPES`."""
+        found = super().openapi()
+        found["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        for path, operations in found["paths"].items():
+            for method, operation in operations.items():
+                error = operation["responses"]["default"]
+                error["content"] = {wire.PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+                public = SCOPES[(method.upper(), path)] is PUBLIC
+                operation["security"] = [] if public else [{"token": []}]
+        return found
 
 
 def make_app(
@@ -28,7 +46,7 @@ def make_app(
         hosts: the names under which it is reached; requests to any other are refused.
         limits: the most bytes of a request's body.
     """
-    app = FastAPI(
+    app = Application(
         title="ftctl", version=fm.__version__, description=_ABOUT, openapi_url=None, docs_url=None, redoc_url=None
     )
     app.state.backend = backend

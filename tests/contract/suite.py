@@ -400,6 +400,9 @@ class RequestContract(Contract):
             ({"task_type": "CHAT_COMPLETION"}, DataError, "INSTRUCTION_FINETUNE"),
             ({"context_length": 10**6}, RequestError, "context_length"),
             ({"batch_size": 0}, RequestError, "batch_size"),
+            ({"eval_prompts": 0.5}, RequestError, "eval_prompts"),
+            ({"new_tokens": 7}, RequestError, "new_tokens"),
+            ({"trackers": True}, RequestError, "trackers"),
             ({"launcher": "cloud"}, RequestError, "cloud"),
         ],
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 
@@ -38,5 +38,10 @@ RunRef = Annotated[
 ModelName = Annotated[
     str, Query(max_length=500, description="catalog.schema.model, with @alias or /version.", examples=["main.qa.bot/3"])
 ]
+FILE: dict[int | str, dict[str, Any]] = {
+    status: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
+    for status in (200, 206)
+}
+"""What OpenAPI says of a route that sends a file."""
 Limit = Annotated[int, Query(ge=0, le=10**9, description=f"At most so many; more than {PAGE_LIMIT} are never sent.")]
 After = Annotated[int, Query(ge=-1, le=2**53)]

@@ -12,7 +12,7 @@ from fm.types import Dataset
 from fm.wire import DIGEST, PREFIX, Announcement, Arrived, DatasetPage, Listing, Naming
 from fm_server.answers import answer
 from fm_server.ranges import send_file
-from fm_server.routes import Limit, Mine, make_router
+from fm_server.routes import FILE, Limit, Mine, make_router
 
 router = make_router("data sets")
 DATASET = f"{PREFIX}/datasets/{{digest}}"
@@ -70,7 +70,7 @@ def listing(digest: Digest, mine: Mine) -> Response:
     return answer(Listing(files=tuple(mine.files.listing(digest))))
 
 
-@router.get(f"{DATASET}/file", response_class=Response)
+@router.get(f"{DATASET}/file", response_class=Response, responses=FILE)
 def download(
     digest: Digest, mine: Mine, name: Annotated[str, Query(max_length=500)],
     wanted: Annotated[str, Header(alias="Range", max_length=100)] = "",

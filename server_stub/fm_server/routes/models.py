@@ -11,7 +11,7 @@ from fm.types import ModelVersion
 from fm.wire import PREFIX, AliasChange, ModelPage
 from fm_server.answers import answer
 from fm_server.ranges import send_file
-from fm_server.routes import Hidden, Limit, Mine, ModelName, make_router
+from fm_server.routes import FILE, Hidden, Limit, Mine, ModelName, make_router
 
 router = make_router("models")
 
@@ -43,7 +43,7 @@ def alias(change: AliasChange, mine: Mine, paths: Hidden) -> Response:
     return answer(paths.version(mine.models.alias(change.ref, change.alias, remove=change.remove)))
 
 
-@router.get(f"{PREFIX}/models/file", response_class=Response)
+@router.get(f"{PREFIX}/models/file", response_class=Response, responses=FILE)
 def download(
     ref: ModelName, mine: Mine, name: Annotated[str, Query(max_length=500)],
     wanted: Annotated[str, Header(alias="Range", max_length=100)] = "",

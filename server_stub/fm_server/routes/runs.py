@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated
 
 from fastapi import Body, Header, Path, Query, Request, Response
+from pydantic import BeforeValidator
 from starlette.responses import StreamingResponse
 
 from fm.backends.base import PAGE_LIMIT, RunFilter
@@ -16,13 +18,23 @@ from fm.wire import PREFIX, Cancellation, CheckpointPage, EventPage, MetricPage,
 from fm_server import submission
 from fm_server.answers import answer
 from fm_server.ranges import send_file, thinned
-from fm_server.routes import After, Hidden, Limit, Mine, RunRef, make_router
+from fm_server.routes import FILE, After, Hidden, Limit, Mine, RunRef, make_router
 
 router = make_router("runs")
 RUNS, RUN = f"{PREFIX}/runs", f"{PREFIX}/runs/{{run}}"
 Key = Annotated[
     str, Header(alias="Idempotency-Key", min_length=1, max_length=200, description="The same key makes one run.")
 ]
+
+
+def _only_iso(value: object) -> object:
+    # pydantic would take a bare number as well, as seconds since 1970.
+    if not isinstance(value, str) or not re.match(r"\d{4}-\d{2}-\d{2}", value):
+        raise ValueError("should be a moment as in 2026-01-31T12:00:00Z")
+    return value
+
+
+Moment = Annotated[datetime, BeforeValidator(_only_iso)]
 _EXAMPLE = {
     "request": {
         "model": "fm/nano-llama", "train_data_path": "train.jsonl", "task_type": "INSTRUCTION_FINETUNE",
@@ -46,7 +58,7 @@ def list_runs(
     mine: Mine, paths: Hidden, status: Annotated[list[Status], Query()] = [],  # noqa: B006 - FastAPI copies it
     owner: Annotated[list[str], Query()] = [],  # noqa: B006
     name: Annotated[str | None, Query(max_length=200, description="A glob, or the beginning of an id.")] = None,
-    after: datetime | None = None, before: datetime | None = None,
+    after: Moment | None = None, before: Moment | None = None,
     experiment_id: Annotated[str | None, Query(max_length=100)] = None,
     cursor: Annotated[str | None, Query(max_length=100)] = None, limit: Limit = 100,
 ) -> Response:
@@ -89,7 +101,9 @@ def events(run: RunRef, mine: Mine, paths: Hidden, after: After = 0, limit: Limi
     return answer(EventPage(events=tuple(map(paths.event, mine.runs.events(run, after=after, limit=limit)))))
 
 
-@router.get(f"{RUN}/stream", response_class=StreamingResponse)
+@router.get(
+    f"{RUN}/stream", response_class=StreamingResponse, responses={200: {"content": {"text/event-stream": {}}}}
+)
 def stream(
     request: Request, run: RunRef, mine: Mine,
     last: Annotated[int, Header(alias="Last-Event-ID", ge=0, le=2**53, description="Go on after this event.")] = 0,
@@ -136,7 +150,7 @@ def checkpoints(run: RunRef, mine: Mine, paths: Hidden) -> Response:
     return answer(CheckpointPage(checkpoints=tuple(map(paths.checkpoint, mine.runs.checkpoints(run)))))
 
 
-@router.get(f"{RUN}/checkpoints/{{step}}/file", response_class=Response)
+@router.get(f"{RUN}/checkpoints/{{step}}/file", response_class=Response, responses=FILE)
 def checkpoint_file(
     run: RunRef, step: Annotated[int, Path(ge=0, le=2**53)], mine: Mine, name: Annotated[str, Query(max_length=500)],
     wanted: Annotated[str, Header(alias="Range", max_length=100)] = "",
