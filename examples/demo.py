@@ -123,7 +123,7 @@ def show(run: fm.Run) -> None:
 
 
 def weights(run: fm.Run) -> dict[str, str]:
-    """SHA-256 of each file of weights that the run registered: the same wherever it was trained by the same versions."""
+    """SHA-256 of each file of weights that the run registered: the same wherever the same versions trained it."""
     files = run.backend.models.get(run.registered_model).files
     return {name: digest for name, digest in files.items() if name.endswith(".safetensors")}
 

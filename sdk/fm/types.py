@@ -6,7 +6,7 @@ They accept unknown fields, so that an older client reads a newer store.
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -55,7 +55,7 @@ class DataFile(NamedTuple):
     """A file of a data set: its name, without folders, and its size."""
 
     name: str
-    bytes: int
+    bytes: Annotated[int, Field(strict=True, ge=0)]
 
 
 class Dataset(_Record):

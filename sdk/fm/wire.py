@@ -10,7 +10,7 @@ import re
 from dataclasses import asdict
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from fm import errors
 from fm.errors import DataError, DataFault, FMError
@@ -46,8 +46,8 @@ class Data(_Body):
     """A data set by its digest. `rows` is what the client counted; None where it did not look."""
 
     digest: str = Field(pattern=DIGEST)
-    bytes: int = Field(ge=0)
-    rows: int | None = Field(None, ge=0)
+    bytes: StrictInt = Field(ge=0)
+    rows: StrictInt | None = Field(None, ge=0)
 
     @classmethod
     def of(cls, ref: DataRef) -> Data:
@@ -60,8 +60,8 @@ class Inquiry(_Body):
     request: TrainRequest
     launcher: str = Field("process", max_length=100)
     train_data: Data | None = None
-    plan_only: bool = False
-    allow_oversize: bool = False
+    plan_only: StrictBool = False
+    allow_oversize: StrictBool = False
 
 
 class Examined(_Answer):
@@ -78,7 +78,7 @@ class PlanInquiry(_Body):
     train_data: Data
     sharding: str | None = Field(None, max_length=100)
     device: str | None = Field(None, max_length=100)
-    device_memory: int | None = Field(None, gt=0)
+    device_memory: StrictInt | None = Field(None, gt=0)
     price_per_hour: float | None = Field(None, ge=0)
 
 
@@ -88,7 +88,7 @@ class Asker(_Body):
     host: str = Field("", max_length=255)
     cwd: str = Field("", max_length=4096)
     git_commit: str | None = Field(None, max_length=64)
-    git_dirty: bool | None = None
+    git_dirty: StrictBool | None = None
     packages: dict[str, str] = Field(default_factory=dict, max_length=100)
 
     @classmethod
@@ -105,9 +105,9 @@ class Submission(_Body):
     train_data: Data
     eval_data: Data | None = None
     launcher: str = Field("process", max_length=100)
-    priority: int = Field(0, ge=-100, le=100)
+    priority: StrictInt = Field(0, ge=-100, le=100)
     caller: Asker = Asker()
-    allow_oversize: bool = False
+    allow_oversize: StrictBool = False
 
 
 class Announcement(_Body):
@@ -120,8 +120,8 @@ class Naming(_Body):
     """What is recorded of a data set beside its bytes."""
 
     name: str = Field(min_length=1, max_length=255)
-    rows: int | None = Field(None, ge=0, le=2**62)
-    sensitive: bool = False
+    rows: StrictInt | None = Field(None, ge=0, le=2**62)
+    sensitive: StrictBool = False
 
 
 class Cancellation(_Body):
@@ -133,7 +133,7 @@ class AliasChange(_Body):
 
     ref: str = Field(max_length=500)
     alias: str = Field(max_length=100)
-    remove: bool = False
+    remove: StrictBool = False
 
 
 class RunPage(_Answer):

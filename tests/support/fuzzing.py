@@ -1,4 +1,4 @@
-"""schemathesis against a server's own OpenAPI, as a user of each of two teams that must not see each other's objects."""
+"""schemathesis against a server's own OpenAPI, as users of two teams that must not see each other's objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
+import fm
+from fm.remote.opening import open_remote
 from fm.testing.serving import Served
+from support.data import many_pairs
 
 _NOT_IN_A_SCHEMA = "positive_data_acceptance"
 """That a duration, a name or a digest means something is checked by the server, and can't be said in JSON Schema."""
@@ -29,6 +34,8 @@ def fuzz(server: Served, folder: Path, *, examples: int, seed: int) -> Fuzzed:
     """Tries about `examples` cases for each operation and phase; reports are kept in `folder`."""
     folder.mkdir(exist_ok=True)
     tokens = {team: server.token_for(team) for team in ("red", "blue")}
+    for team, token in tokens.items():
+        _populate(server.url, token, many_pairs(folder / f"{team}.jsonl", 8), team)
     users = [
         {"name": team, "fixedHeaders": [{"name": "Authorization", "value": f"Bearer {token}"}]}
         for team, token in tokens.items()
@@ -55,8 +62,15 @@ def fuzz(server: Served, folder: Path, *, examples: int, seed: int) -> Fuzzed:
     return Fuzzed(found["test_cases"]["generated"], failures, done.stdout)
 
 
-def _schema(server: Served) -> Any:
-    import httpx
+def _populate(url: str, token: str, data: Path, team: str) -> None:
+    """Gives the team a run that has ended and a model, so that there is something not to be shown to the other."""
+    remote = open_remote(url, token=token)
+    name = {"register_to": f"main.qa.{team}", "name": f"{team}-run"}
+    run = fm.create("fm/nano-llama", data, task_type="INSTRUCTION_FINETUNE", method="full", backend=remote, **name)
+    run.wait(60)
+    remote.close()
 
+
+def _schema(server: Served) -> Any:
     headers = {"Authorization": f"Bearer {server.token}"}
     return httpx.get(f"{server.url}/v1/openapi.json", headers=headers, trust_env=False).json()
