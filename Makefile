@@ -21,7 +21,7 @@ help:
 	@echo 'make lint    ruff and mypy --strict'
 	@echo 'make bench   measure imports, lists, creates, data preparation and, beside other trainers, training'
 	@echo 'make peers   install those other trainers (TRL) into .venv-peers, for make bench alone'
-	@echo 'make prove   the long proofs: kills by the dozen, gigabytes of data; writes benchmarks/proof.json'
+	@echo 'make prove   the long proofs: kills by the dozen, gigabytes of data, 20,000 requests; writes benchmarks/proof.json'
 	@echo 'make mutants   plant known faults one by one, and show that a test fails for each'
 	@echo 'make venv    install only      make clean    remove .venv, .demo and caches'
 
@@ -60,6 +60,7 @@ bench: $(STAMP) $(PEERS)/.installed
 
 prove: $(STAMP)
 	$(BIN)/python benchmarks/prove.py
+	$(BIN)/python benchmarks/prove_server.py
 
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants/run.py

@@ -43,23 +43,20 @@ def process(*arguments: str) -> Callable[[], object]:
     return lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
 
 
-def fill_store() -> None:
-    """Stores RUNS ended runs in FM_HOME, as if made one a minute."""
+def fill_store(url: str, count: int) -> None:
+    """Stores `count` ended runs, as if made one a minute."""
     from sqlalchemy import insert
 
     from fm.lifecycle import Status
     from fm.request import TrainRequest
-    from fm.settings import Settings
     from fm.store.database import Database
     from fm.store.schema import runs
     from fm.types import DataRef, ModelRef, RunRecord
 
-    settings = Settings.read()
-    settings.prepare_home()
     request = TrainRequest.build({"model": "fm/nano-llama", "train_data_path": "/data/train.jsonl", "method": "full"})
-    first = datetime.now(UTC) - timedelta(minutes=RUNS)
+    first = datetime.now(UTC) - timedelta(minutes=count)
     rows = []
-    for number in range(RUNS):
+    for number in range(count):
         at = first + timedelta(minutes=number)
         record = RunRecord(
             id=f"run-{number:012}", name=f"bench-{number}", status=Status.COMPLETED, request=request,
@@ -73,7 +70,7 @@ def fill_store() -> None:
                 "idempotency_key": record.id, "record": record.model_dump_json(),
             }
         )
-    database = Database(settings.store_url)
+    database = Database(url)
     with database.write() as connection:
         connection.execute(insert(runs), rows)
     database.close()
@@ -112,8 +109,12 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         os.environ.update(FM_HOME=f"{name}/home", FM_AGENT="off")
+        from fm.settings import Settings
+
         bare, ours = map(statistics.median, in_turn(process("-c", "pass"), process("-c", "import fm")))
-        fill_store()
+        settings = Settings.read()
+        settings.prepare_home()
+        fill_store(settings.store_url, RUNS)
         ftctl = str(Path(sys.executable).with_name("ftctl"))
         pairs = in_turn(process(ftctl, "runs", "list"), process("-c", IMPORT_LINE))
         listing, imports = map(statistics.median, pairs)

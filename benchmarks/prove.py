@@ -12,15 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -28,11 +24,11 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "examples")]
 
+from proving import prove
+
 from support.budgets import is_kept, run_with_budget
 from support.kills import KINDS, Victim, trials
 from support.local import local_backend
-
-PROOF = HERE / "proof.json"
 
 
 def prove_kills(folder: Path, count: int) -> dict[str, Any]:
@@ -173,20 +169,7 @@ def main() -> int:
         "alarms": prove_alarms,
         "data": lambda folder: prove_data(folder, options.megabytes),
     }
-    proof = json.loads(PROOF.read_text()) if PROOF.exists() else {}
-    for name in options.parts or parts:
-        began = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="prove-") as folder:
-            figures = parts[name](Path(folder))
-        proof[name] = {
-            **figures,
-            "at": datetime.now(UTC).date().isoformat(),
-            "machine": {"cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()},
-            "minutes": round((time.monotonic() - began) / 60, 1),
-        }
-        PROOF.write_text(json.dumps(proof, indent=1) + "\n")
-        print(f"{name}: {'holds' if figures['holds'] else 'DOES NOT HOLD'}", flush=True)
-    return 0 if all(part["holds"] for part in proof.values()) else 1
+    return prove(parts, options.parts)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,18 +12,12 @@ import pytest
 
 import fm
 from fm.backends.fake import FakeBackend, Script
-from fm.lifecycle import EventType
 from fm.remote.opening import open_remote
-from fm.settings import Settings
-from fm.store.leases import Lease
-from fm.store.store import RunStore
 from fm.testing.serving import Served
-from fm.types import Event, Principal
+from fm.types import Event
 from support.cutting import proxied
 from support.data import many_pairs
-from support.ftctl_server import server_process
 from support.server import ask, ended_run
-from support.stores import new_run
 
 
 def messages(text: str) -> list[tuple[str, str]]:
@@ -120,51 +113,3 @@ def test_cut_connections_lose_and_repeat_nothing(server: Served, tmp_path: Path)
         remote = open_remote(proxy.url, token=server.token)
         assert list(remote.runs.follow(run.id)) == run.get_events()
         assert proxy.connections >= 5
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunStore]:
-    monkeypatch.setenv("FM_HOME", str(tmp_path / "home"))
-    settings = Settings.read()
-    settings.prepare_home()
-    store = RunStore(settings.store_url)
-    yield store
-    store.close()
-
-
-def claimed(store: RunStore) -> Lease:
-    """The lease of a run that was just made and taken."""
-    import getpass
-
-    store.create(new_run(), "k", Principal(user=getpass.getuser()))
-    found = store.claim("a", "h", free=1, total=1)
-    assert found
-    return found[1]
-
-
-def test_events_are_followed_through_kills_of_the_server(store: RunStore, tmp_path: Path) -> None:
-    lease, total = claimed(store), 300
-    done = threading.Event()
-
-    def write() -> None:
-        for number in range(total):
-            kind = EventType.TRAIN_UPDATED if number < total - 1 else EventType.FAILED
-            event = Event(type=kind, time=store.clock.now(), message=f"event {number}")
-            if kind is EventType.FAILED:
-                done.wait(60)
-            store.save(lease, new_events=[event])
-            time.sleep(0.01)
-
-    with server_process(tmp_path / "home") as server:
-        remote = open_remote(server.url)
-        threading.Thread(target=write, daemon=True).start()
-        seen, kills = [], 0
-        for event in remote.runs.follow(lease.run_id):
-            seen.append(event.seq)
-            if len(seen) in (40, 150):
-                server.stop(signal.SIGKILL)
-                server.start()
-                kills += 1
-            if kills == 2:
-                done.set()
-    assert seen == list(range(1, total + 3))
