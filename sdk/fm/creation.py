@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from fm.backends.base import Backend, Machine, NewRun
 from fm.display import human_bytes, plain
 from fm.errors import RequestError, Unsupported
-from fm.examine import DEFAULT_LAUNCHER, ThisMachine
+from fm.examine import ThisMachine
 from fm.planning import make_plan
 from fm.plugins import require
 from fm.rates import KNOWN_RATES
 from fm.request import TrainRequest, check_priority
-from fm.types import Checkpoint, DataRef, ModelRef, RunRecord
+from fm.types import DEFAULT_LAUNCHER, Checkpoint, DataRef, ModelRef, RunRecord
 
 if TYPE_CHECKING:
     from fm.plans import Plan

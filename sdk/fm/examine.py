@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, cast
 
 from fm.backends.base import Backend
 from fm.display import human_bytes
-from fm.errors import DiskFull, MissingExtra, RequestError
+from fm.errors import DiskFull, MissingExtra, RequestError, Unsupported
 from fm.planning import parameters_of, refuse_oversize
 from fm.plugins import find, load, missing_from, require
 from fm.request import TrainRequest
 from fm.resolve import context_length_of, refuse_quantised, resolve_model
-from fm.types import DataRef, ModelRef
+from fm.types import DEFAULT_LAUNCHER, DataRef, ModelRef
 
 if TYPE_CHECKING:
     from fm.creation import DryRun
     from fm.plans import Plan, PlanTask
 
-DEFAULT_LAUNCHER = "process"
 _LEAST_FREE = 64 << 20
 """Bytes for logs, metrics, tokenised data and an adapter, whatever else is written."""
 
@@ -46,9 +45,12 @@ class ThisMachine:
         refuse_quantised(model)
         _check_context_length(request, model)
         find("launchers", launcher)
+        if launcher == DEFAULT_LAUNCHER and not plan_only:
+            _refuse_what_only_a_cluster_does(request)
         if self._backend.trains_here and not plan_only:
             require("launchers", launcher)
-            _check_extras(request)
+            if launcher == DEFAULT_LAUNCHER:
+                _check_extras(request)
         if request.custom_weights_path:
             request = request.model_copy(update={"custom_weights_path": _find_weights(request.custom_weights_path)})
         return request, model
@@ -61,6 +63,8 @@ class ThisMachine:
         if prepared.launcher == DEFAULT_LAUNCHER and not prepared.allow_oversize:
             sharding = prepared.request.sharding
             refuse_oversize(prepared, None if sharding == "none" else sharding)
+        elif prepared.launcher == "ray":
+            load("parts", "admit_to_ray")(prepared.request, allow_oversize=prepared.allow_oversize)
 
     def plan(self, task: PlanTask) -> Plan:
         return cast("Plan", load("parts", "make_plan")(task))
@@ -79,6 +83,16 @@ def _check_method(request: TrainRequest, model: ModelRef) -> None:
             field="custom_weights_path",
             hint="put the weights into a folder with their config.json and tokenizer, and pass that as model",
         )
+
+
+def _refuse_what_only_a_cluster_does(request: TrainRequest) -> None:
+    for field in ("num_nodes", "min_processes", "process_cpus", "process_gpus", "process_memory"):
+        if getattr(request, field) != TrainRequest.model_fields[field].default:
+            raise Unsupported(
+                f"{field} is for a cluster, and launcher 'process' starts processes on one machine",
+                field=field,
+                hint="pass launcher='ray', with FM_RAY_ADDRESS set to a Ray cluster, or leave it out",
+            )
 
 
 def _check_context_length(request: TrainRequest, model: ModelRef) -> None:

@@ -33,6 +33,8 @@ EXIT_STOPPED = 75
 """Asked to stop (SIGTERM), and a whole checkpoint of the last step was saved first."""
 EXIT_DISK_FULL = 76
 """No space left; perhaps not even for an event."""
+EXIT_LOST = 77
+"""Another process of the same training was lost; this one could not go on alone."""
 
 
 class Job(BaseModel):

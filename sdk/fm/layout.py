@@ -12,6 +12,8 @@
     │       ├── metrics.jsonl           figures by step
     │       ├── heartbeat.json          last step, when, and how long the next may take
     │       ├── log.txt                 what the process printed
+    │       ├── order.txt               "stop" or "kill", for processes that no signal reaches; on Ray
+    │       ├── ray/                    what Ray Train keeps of its own; on Ray
     │       ├── checkpoints/step-<n>/   whole if it has a manifest.json that fits
     │       ├── outgoing/               checkpoints on their way to a file store elsewhere
     │       ├── trackers/               what trackers such as TensorBoard write
@@ -63,6 +65,14 @@ class StageFolder:
     @property
     def log(self) -> Path:
         return self.path / "log.txt"
+
+    @property
+    def order(self) -> Path:
+        return self.path / "order.txt"
+
+    @property
+    def ray(self) -> Path:
+        return self.path / "ray"
 
     @property
     def checkpoints(self) -> Path:

@@ -164,6 +164,8 @@ def apply(run: RunRecord, event: Event) -> RunRecord:
 def _details(run: RunRecord, event: Event) -> dict[str, Any]:
     data = event.data
     match event.type:
+        case EventType.CLAIMED:
+            return {"launcher": data.get("launcher", run.launcher)}
         case EventType.CHECK_PASSED:
             return {"counts": data.get("counts"), "eval_counts": data.get("eval_counts")}
         case EventType.STARTED:

@@ -38,16 +38,18 @@ LAUNCHERS = {
         extra="local",
         needs=("torch", "transformers", "peft", "accelerate", "safetensors"),
     ),
+    "ray": Plugin("fm.ray.launcher:RayLauncher"),
 }
 PARTS = {
     "make_plan": Plugin("fm_local.plan.planning:make_plan", extra="local"),
     "open_model": Plugin("fm_local.models.load:open_model", extra="local"),
     "export_model": Plugin("fm_local.models.export:export", extra="local"),
     "preview": Plugin("fm_local.prepare.preview:preview", extra="local"),
+    "admit_to_ray": Plugin("fm.ray.placing:admit"),
     "serve": Plugin("fm_server.command:serve", extra="server"),
     "serve_in_background": Plugin("fm_server.serving:serve_in_background", extra="server"),
 }
-"""What `fm` asks of `fm_local` beside training, and of `fm_server`. No seam: nobody else can supply these."""
+"""What `fm` asks of `fm_local` beside training, of `fm.ray` and of `fm_server`. No seam: nobody else supplies these."""
 EXTRAS = {
     "local": ("torch", "transformers", "peft", "accelerate", "safetensors", "datasets", "pyarrow"),
     "qlora": ("bitsandbytes",),

@@ -104,6 +104,15 @@ class TrainRequest(_Request):
     register_checkpoint: Literal["last", "best"] = "last"
     trackers: tuple[Literal["mlflow", "wandb", "tensorboard"], ...] = ()
     num_processes: int = Field(1, ge=1, le=1024)
+    """Over all nodes; left out, one for each of them."""
+    num_nodes: int = Field(1, ge=1, le=1024)
+    min_processes: int | None = Field(None, ge=1)
+    """How few will do when nodes are missing; None: none may be missing."""
+    process_cpus: int = Field(1, ge=1)
+    process_gpus: int | None = Field(None, ge=0)
+    """None: one where there are any."""
+    process_memory: float | None = Field(None, gt=0)
+    """GiB that are reserved for each process; None: as it comes."""
     sharding: Literal["none", "full", "full-offload"] = "none"
     """Whether each process holds all of the model, or a part of it; with "full-offload" in the machine's memory."""
     name: str | None = None
@@ -120,6 +129,13 @@ class TrainRequest(_Request):
             return cls.model_validate(dict(values))
         except ValidationError as error:
             raise _translate(error) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_process_for_each_node(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("num_processes") is None:
+            return {**values, "num_processes": values.get("num_nodes", 1)}
+        return values
 
     @field_validator("training_duration", mode="before")
     @classmethod
@@ -203,6 +219,17 @@ class TrainRequest(_Request):
             raise RequestError(
                 'train_on chooses assistant turns, and CONTINUED_PRETRAIN has none', field="train_on",
                 hint="leave train_on out",
+            )
+        if self.num_processes % self.num_nodes:
+            raise RequestError(
+                f"num_processes={self.num_processes} can't be parted evenly among {self.num_nodes} nodes",
+                field="num_processes",
+                hint="it counts the processes of all nodes: pass a multiple of num_nodes, or leave it out",
+            )
+        if self.min_processes is not None and self.min_processes > self.num_processes:
+            raise RequestError(
+                f"min_processes={self.min_processes} is more than num_processes={self.num_processes}",
+                field="min_processes", hint="pass fewer, or leave it out",
             )
         if self.sharding != "none" and self.num_processes == 1:
             raise RequestError(

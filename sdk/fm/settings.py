@@ -12,6 +12,9 @@ FM_BACKEND      backend to use: a name, or a server's URL                       
 FM_TOKEN        token for a server                                                    kept by ``ftctl login``
 FM_AGENT        ``auto``: started when needed, detached; ``inline``: a thread of      ``auto``
                 the calling process; ``off``: somebody runs ``ftctl agent``
+FM_RAY_ADDRESS  dashboard of the Ray cluster on which ``launcher="ray"`` trains, as   none
+                ``http://head:8265``
+FM_RAY_ENV      YAML file with the runtime environment of its jobs                    none
 ==============  ====================================================================  ==========================
 """
 
@@ -27,6 +30,7 @@ from fm.errors import HomeError, RequestError, Unavailable
 from fm.files import make_private
 from fm.filestore import FileStore, open_store
 from fm.layout import Storage
+from fm.types import DEFAULT_LAUNCHER
 
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "gpfs", "beegfs", "fuse.sshfs"}
 _AGENT_MODES = ("auto", "inline", "off")
@@ -42,9 +46,13 @@ class Settings:
     agent: str
     files_url: str | None = None
     """The file store; None: the storage root itself."""
+    launcher: str = DEFAULT_LAUNCHER
+    """What an agent starts runs with that leave it to the agent."""
 
     @classmethod
-    def read(cls, *, store_url: str | None = None, files_url: str | None = None) -> Settings:
+    def read(
+        cls, *, store_url: str | None = None, files_url: str | None = None, launcher: str = DEFAULT_LAUNCHER
+    ) -> Settings:
         """Settings as the environment has them, but for those that are given.
 
         Raises:
@@ -61,7 +69,7 @@ class Settings:
         files = files_url or os.environ.get("FM_FILES") or None
         if files and "://" not in files:
             files = str(Path(files).expanduser().absolute())
-        return cls(home=home, storage=Storage(root), store_url=url, agent=agent, files_url=files)
+        return cls(home=home, storage=Storage(root), store_url=url, agent=agent, files_url=files, launcher=launcher)
 
     def open_files(self) -> FileStore:
         """The file store.

@@ -15,6 +15,10 @@ from fm.request import TrainRequest
 
 Scope = Literal["read", "submit", "admin"]
 """What a token is good for: asking; making and changing; administering the store. None includes another."""
+DEFAULT_LAUNCHER = "process"
+"""Starts processes on the agent's own machine."""
+CLUSTER_LAUNCHER = "ray"
+"""Starts them on a Ray cluster, and needs none of the agent's devices."""
 ALL_SCOPES: frozenset[Scope] = frozenset(get_args(Scope))
 
 
@@ -113,7 +117,7 @@ class RunRecord(_Record):
     request: TrainRequest
     team: str = "local"
     owner: str = ""
-    launcher: str = "process"
+    launcher: str = DEFAULT_LAUNCHER
     priority: int = 0
     """Of the runs of its team that wait, the one with the highest goes first; of several, the oldest."""
     model: ModelRef

@@ -1,6 +1,7 @@
 """``python -m fm_local.trainer <attempt folder>``: does the job that lies in the folder, and exits.
 
-Exit codes: 0 done, 1 failed (an event says why), 75 stopped (after saving, or for a newer attempt), 76 disk full.
+Exit codes: 0 done, 1 failed (an event says why), 75 stopped (after saving, or for a newer attempt), 76 disk full,
+77 another of its processes was lost.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fm.errors import FMError
 from fm.files import write_json
-from fm.job import EXIT_DISK_FULL, EXIT_FAILED, EXIT_STOPPED, Job, Reporter
+from fm.job import EXIT_DISK_FULL, EXIT_FAILED, EXIT_LOST, EXIT_STOPPED, Job, Reporter
 from fm.layout import RunFolder, StageFolder
 
 _QUIET = {
@@ -39,16 +41,27 @@ def main(folder: StageFolder) -> int:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     if "RANK" in os.environ:
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    return do_job(folder, stop.is_set)
+
+
+def do_job(folder: StageFolder, stop_requested: Callable[[], bool]) -> int:
+    """Trains in `folder` as one of the processes that do; returns the exit code."""
     if not _own(folder):
         return EXIT_STOPPED  # not 0, by which torchrun would let the other ranks wait for this one
     os.environ.update(_QUIET)
     try:
         from fm_local.trainer.loop import train
 
-        return 0 if train(Job.read(folder), folder, stop_requested=stop.is_set) else EXIT_STOPPED
+        return 0 if train(Job.read(folder), folder, stop_requested=stop_requested) else EXIT_STOPPED
     except Exception as error:
         traceback.print_exc()
         return _report(folder, error)
+
+
+def is_outdated(folder: StageFolder) -> bool:
+    """Whether a newer attempt has taken the place of the one in `folder`."""
+    attempts = RunFolder(folder.path.parent.parent).attempts()
+    return bool(attempts) and attempts[0][0] > int(folder.path.name)
 
 
 def _own(folder: StageFolder) -> bool:
@@ -56,8 +69,7 @@ def _own(folder: StageFolder) -> bool:
     before it looks for this process, so one of the two always sees the other."""
     if _is_first():
         write_json(folder.process, _identity())
-    attempts = RunFolder(folder.path.parent.parent).attempts()
-    return not attempts or attempts[0][0] <= int(folder.path.name)
+    return not is_outdated(folder)
 
 
 def _is_first() -> bool:
@@ -78,7 +90,7 @@ def _end_with(parent: int) -> None:
     os._exit(EXIT_FAILED)
 
 
-def _note_exit(folder: StageFolder, code: int) -> None:
+def note_exit(folder: StageFolder, code: int) -> None:
     """Writes the exit code where the launcher finds it: torchrun exits with 1 whatever its ranks say, and an agent that
     has adopted this process sees no code at all."""
     if _is_first():
@@ -88,10 +100,12 @@ def _note_exit(folder: StageFolder, code: int) -> None:
 
 def _report(folder: StageFolder, error: Exception) -> int:
     from fm.errors import DiskFull
-    from fm_local.trainer.failures import failure_event
+    from fm_local.trainer.failures import failure_event, is_lost_peer
 
     if isinstance(error, DiskFull):
         return EXIT_DISK_FULL
+    if is_lost_peer(error):
+        return EXIT_LOST  # what befell the other one is for whoever knows of it to say
     type, message, fault = failure_event(error)
     try:
         reporter = Reporter(folder)
@@ -105,5 +119,5 @@ def _report(folder: StageFolder, error: Exception) -> int:
 if __name__ == "__main__":
     own_folder = StageFolder(Path(sys.argv[1]).absolute())
     exit_code = main(own_folder)
-    _note_exit(own_folder, exit_code)
+    note_exit(own_folder, exit_code)
     sys.exit(exit_code)

@@ -11,6 +11,12 @@ from fm.lifecycle import EventType, Fault
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "DefaultCPUAllocator")
 
+_LOST_PEER = (
+    *("Connection closed by peer", "Connection reset by peer", "Socket closed", "Broken pipe", "gloo/transport"),
+    *("NCCL communicator was aborted", "ncclRemoteError", "remote process exited", "ncclSystemError"),
+)
+"""What gloo and NCCL say when the process at the other end is gone."""
+
 
 def failure_event(error: BaseException) -> tuple[EventType, str, Fault]:
     """The event that reports `error`, its message, and whose fault it is."""
@@ -36,3 +42,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether `error` says that another process of this training does not answer any more."""
+    if isinstance(error, torch.distributed.DistNetworkError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_PEER)

@@ -54,7 +54,7 @@ def train(
     request = job.request
     accelerator = device.open_accelerator(request, folder)
     world = accelerator.num_processes
-    if world != request.num_processes:
+    if not (request.min_processes or request.num_processes) <= world <= request.num_processes:
         raise RequestError(
             f"{world} processes were started for num_processes={request.num_processes}",
             field="num_processes",

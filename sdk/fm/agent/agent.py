@@ -6,6 +6,7 @@ import logging
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 
 from fm.agent import processes
 from fm.agent.devices import Devices
@@ -18,9 +19,14 @@ from fm.layout import RunFolder, Storage
 from fm.lifecycle import EventType, Fault
 from fm.store.leases import Lease
 from fm.store.store import RunStore
-from fm.types import Event, RunRecord
+from fm.types import CLUSTER_LAUNCHER, DEFAULT_LAUNCHER, Event, RunRecord
 
 logger = logging.getLogger("fm.agent")
+
+_MOST_ON_CLUSTER = 16
+"""Runs that an agent has on a cluster at once; each is a question every few seconds."""
+_LOOK_EVERY = timedelta(seconds=2)
+"""How long an agent without free devices waits between two looks for runs that need none."""
 
 
 class Agent:
@@ -35,9 +41,12 @@ class Agent:
         place: str,
         *,
         files: FileStore | None = None,
+        launcher: str = DEFAULT_LAUNCHER,
+        cluster: bool = False,
     ) -> None:
         """`launchers` gives the launcher of a name, `place` names where there is at most one agent at a time: the
-        next one there takes over at once what this one leaves. `files` is the storage root where none is given."""
+        next one there takes over at once what this one leaves. `files` is the storage root where none is given.
+        `launcher` starts the runs that leave it to the agent; with `cluster` it takes those for a cluster, too."""
         self.place = place
         self.id = f"agent-{place}-{secrets.token_hex(4)}"
         self._store = store
@@ -45,6 +54,9 @@ class Agent:
         self._files = files or FolderStore(storage.root)
         self._apart = are_apart(self._files, storage)
         self._launchers = launchers
+        self._launcher = launcher
+        self._cluster = cluster or launcher == CLUSTER_LAUNCHER
+        self._looked_at = store.clock.now() - _LOOK_EVERY
         self._devices = devices
         self._workers: dict[str, Worker] = {}
 
@@ -78,14 +90,29 @@ class Agent:
                 del self._workers[run_id]
                 self._devices.give_back(worker.devices)
                 logger.info("%s is %s", worker.run.name, worker.run.status.value)
-        while self._devices.free(self.busy):
-            free, total = self._devices.free(self.busy), self._devices.total
-            claimed = self._store.claim(self.id, self.place, free=free, total=total)
-            if claimed is None:
-                return
-            run, lease = claimed
-            logger.info("claimed %s", run.name)
-            self._own(run, lease, self._devices.take(run.request.num_processes))
+        while self._claim():
+            pass
+
+    def _claim(self) -> bool:
+        """Takes a run, if there is one that may start now. A cluster has a queue of its own, so only their number
+        bounds the runs that are on it."""
+        now = self._store.clock.now()
+        away = sum(worker.run.launcher == CLUSTER_LAUNCHER for worker in self._workers.values())
+        free = self._devices.free(len(self._workers) > away)
+        cluster = self._cluster and away < _MOST_ON_CLUSTER and (free > 0 or now - self._looked_at >= _LOOK_EVERY)
+        if not (free or cluster):
+            return False
+        claimed = self._store.claim(
+            self.id, self.place, free=free, total=self._devices.total, cluster=cluster, launcher=self._launcher
+        )
+        if claimed is None:
+            self._looked_at = now
+            return False
+        run, lease = claimed
+        logger.info("claimed %s", run.name)
+        here = run.launcher != CLUSTER_LAUNCHER
+        self._own(run, lease, self._devices.take(run.request.num_processes) if here else ())
+        return True
 
     def _own(self, run: RunRecord, lease: Lease, devices: tuple[int, ...] | None) -> None:
         try:

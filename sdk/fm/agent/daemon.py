@@ -106,6 +106,8 @@ def _serve(settings: Settings, store: RunStore, stop: threading.Event, idle_end:
         Devices.of_this_machine(),
         place_of(settings),
         files=settings.open_files(),
+        launcher=settings.launcher,
+        cluster="FM_RAY_ADDRESS" in os.environ,
     )
     store.announce(agent.id, agent.place, os.getpid(), fm.__version__)
     logger.info("waiting for runs of %s; when this agent ends, its trainings go on", settings.home)
@@ -175,6 +177,7 @@ def _release(version: str) -> tuple[int, ...]:
 def main(settings: Settings, *, forever: bool) -> None:
     """The agent process: logs to stderr, ends on SIGTERM and SIGINT. Trainers go on, and the next agent adopts them."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each question to a cluster
     stop = threading.Event()
 
     def request_stop(_number: int, _frame: FrameType | None) -> None:

@@ -19,7 +19,7 @@ from fm.agent.ingest import Cursor, News, cap_log, read_news
 from fm.agent.inputs import Inputs
 from fm.agent.jobs import make_job
 from fm.agent.signs import Silence, WatchedTime, seconds_lived
-from fm.errors import Conflict, DiskFull, Unavailable
+from fm.errors import Conflict, DiskFull, StoreError, Unavailable
 from fm.files import size_of
 from fm.filestore import FileStore
 from fm.job import EXIT_DISK_FULL, EXIT_STOPPED, Stage
@@ -33,7 +33,7 @@ from fm.types import Event, RunRecord
 FRUITLESS_LIMIT = 3
 """Attempts in a row without a newer whole checkpoint, after which a run is given up."""
 RETRY = timedelta(seconds=60)
-"""How long a run waits in the queue for space on the disk, or for a file store that can't be reached."""
+"""How long a run waits in the queue for space on the disk, or for a file store or cluster that can't be reached."""
 
 
 class Worker:
@@ -79,10 +79,10 @@ class Worker:
         try:
             if not self._run.status.is_terminal():
                 self._advance()
-        except DiskFull as error:
-            if self._work.get("handle"):
+        except Unavailable as error:
+            if self._work.get("handle") or isinstance(error, StoreError):
                 raise  # the process goes on, or has done its work: what could not be written is written later
-            self._requeue(f"the disk is full: {error.message}", wait=RETRY)
+            self._requeue("the disk is full: " * isinstance(error, DiskFull) + error.message, wait=RETRY)
         return self._lingers() if self._run.status.is_terminal() else self._run.status is not Status.QUEUED
 
     def kill(self) -> None:

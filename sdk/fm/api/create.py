@@ -56,7 +56,12 @@ def create(
     early_stopping_patience: int | None = None,
     register_checkpoint: str = "last",
     trackers: str | Sequence[str] = (),
-    num_processes: int = 1,
+    num_processes: int | None = None,
+    num_nodes: int = 1,
+    min_processes: int | None = None,
+    process_cpus: int = 1,
+    process_gpus: int | None = None,
+    process_memory: float | None = None,
     sharding: Literal["none", "full", "full-offload"] = "none",
     name: str | None = None,
     tags: Mapping[str, str] | None = None,
@@ -114,7 +119,13 @@ def create(
             data; None: never.
         register_checkpoint: the "last" weights, or those of the evaluation with the lowest loss, "best".
         trackers: any of "mlflow", "wandb", "tensorboard".
-        num_processes: training processes on this machine; data-parallel.
+        num_processes: training processes over all nodes; data-parallel. None: one for each node.
+        num_nodes: machines of a cluster, each of which gets as many of the processes (launcher "ray").
+        min_processes: on a cluster that has lost nodes, start again with as few; the batch stays what it is. None:
+            wait for all.
+        process_cpus: processor cores that a cluster reserves for each process.
+        process_gpus: GPUs that a cluster reserves for each process. None: one, where it has any.
+        process_memory: GiB of memory that a cluster reserves for each process.
         sharding: what each process holds of the model: all of it ("none": DDP), or a part of weights, gradients and
             optimiser ("full": FSDP2), and that in the machine's memory instead of the GPU's ("full-offload").
         name: the run's name; need not be unique. None: made from the model's.
@@ -128,7 +139,8 @@ def create(
             `fm.plan` says.
         allow_oversize: try also what is certain not to fit the device's memory.
         backend: where the run is kept; see `fm.backend`. None: the chosen one, else FM_BACKEND, else "local".
-        launcher: what starts the training process. None: the backend's own.
+        launcher: what starts the training processes: "process" on this machine, "ray" on the cluster that
+            FM_RAY_ADDRESS names. None: "process".
 
     Raises:
         RequestError: a parameter is wrong; says which, and what to write instead.

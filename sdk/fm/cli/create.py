@@ -27,6 +27,8 @@ _CHOICES = {
 }
 _NUMBERS: dict[str, Any] = {
     **dict.fromkeys(("context_length", "batch_size", "seed", "keep_checkpoints", "num_processes"), int),
+    **dict.fromkeys(("num_nodes", "min_processes", "process_cpus", "process_gpus"), int),
+    "process_memory": float,
     "priority": int,
     "early_stopping_patience": int,
     **dict.fromkeys(("warmup", "weight_decay", "max_grad_norm"), float),

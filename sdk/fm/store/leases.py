@@ -34,14 +34,15 @@ class Lease:
 
 
 def claim(
-    connection: Connection, agent: str, host: str, now: datetime, *, free: int, total: int
+    connection: Connection, agent: str, host: str, now: datetime, room: queue.Room
 ) -> tuple[RunRecord, Lease] | None:
-    """Takes the run whose turn it is, if its processes fit the `free` devices of `total`: see `fm.store.queue`."""
-    first = queue.next_run(connection, now, free=free, total=total)
+    """Takes the run whose turn it is, if it fits into `room`: see `fm.store.queue`."""
+    first = queue.next_run(connection, now, room)
     if first is None:
         return None
     run_id = first.id
-    event = Event(type=EventType.CLAIMED, time=now, message=f"taken by {agent}", data={"actor": agent})
+    data = {"actor": agent, "launcher": room.launcher_of(first)}
+    event = Event(type=EventType.CLAIMED, time=now, message=f"taken by {agent}", data=data)
     record = run_store.append(connection, run_id, [event])
     queue.note_turn(connection, first.team, now)
     return record, _take(connection, run_id, agent, host, now)

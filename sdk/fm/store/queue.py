@@ -8,26 +8,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 from sqlalchemy import Connection, func, select
 
 from fm.lifecycle import ACTIVE, Status
 from fm.store.database import take_turns, upsert_into
 from fm.store.schema import datasets, models, runs, teams, turns
-from fm.types import RunRecord
+from fm.types import CLUSTER_LAUNCHER, DEFAULT_LAUNCHER, RunRecord
 
 _CANDIDATES = 100
 """Runs of a team that are looked at; those before the one that is taken are too wide for this machine, or locked."""
 
 
-def next_run(connection: Connection, now: datetime, *, free: int, total: int) -> RunRecord | None:
-    """The run to start on a machine with so many devices, whose row is then locked; None if none is to be started.
+class Room(NamedTuple):
+    """What an agent can take on."""
 
-    One that needs more than the `total` is left for a larger machine; one that only has to wait for devices is not
-    overtaken, or a wide run would never start.
+    free: int
+    """Devices of its machine that nobody uses."""
+    total: int
+    """Devices of its machine."""
+    cluster: bool
+    """Whether it takes runs that need none of them, since a cluster has the devices."""
+    launcher: str
+    """What starts the runs that leave it to the agent."""
+
+    def launcher_of(self, run: RunRecord) -> str:
+        return self.launcher if run.launcher == DEFAULT_LAUNCHER else run.launcher
+
+
+def next_run(connection: Connection, now: datetime, room: Room) -> RunRecord | None:
+    """The run to start in `room`, whose row is then locked; None if none is to be started.
+
+    One that needs more than all devices is left for a larger machine; one that only has to wait for them is overtaken
+    by none that would take them, or a wide run would never start.
     """
     # Two agents that looked at once would both find a team one below its limit.
     take_turns(connection, "claim")
+    waits = False
     for team in _in_turn(connection, now):
         waiting = (
             select(runs.c.record)
@@ -36,9 +54,14 @@ def next_run(connection: Connection, now: datetime, *, free: int, total: int) ->
             .limit(_CANDIDATES)
             .with_for_update(skip_locked=True)
         )
-        candidates = map(RunRecord.model_validate_json, connection.execute(waiting).scalars())
-        if first := next((run for run in candidates if run.request.num_processes <= total), None):
-            return first if first.request.num_processes <= free else None
+        for run in map(RunRecord.model_validate_json, connection.execute(waiting).scalars()):
+            if room.launcher_of(run) == CLUSTER_LAUNCHER:
+                if room.cluster:
+                    return run
+            elif run.request.num_processes <= room.total and not waits:
+                if run.request.num_processes <= room.free:
+                    return run
+                waits = True
     return None
 
 

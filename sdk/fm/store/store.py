@@ -114,9 +114,12 @@ class RunStore:
 
     # Runs, on behalf of an agent
 
-    def claim(self, agent: str, host: str, *, free: int, total: int) -> tuple[RunRecord, Lease] | None:
+    def claim(
+        self, agent: str, host: str, *, free: int, total: int, cluster: bool = False, launcher: str = DEFAULT_LAUNCHER
+    ) -> tuple[RunRecord, Lease] | None:
+        room = queue.Room(free, total, cluster, launcher)
         with self.database.write() as connection:
-            return leases.claim(connection, agent, host, self.clock.now(), free=free, total=total)
+            return leases.claim(connection, agent, host, self.clock.now(), room)
 
     def adopt(self, agent: str, host: str) -> Sequence[tuple[RunRecord, Lease]]:
         with self.database.write() as connection:

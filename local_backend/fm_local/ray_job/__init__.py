@@ -1,0 +1,1 @@
+"""What runs on a Ray cluster: a job's entry point, and its workers."""

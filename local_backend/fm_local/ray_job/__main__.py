@@ -1,0 +1,128 @@
+"""``python -m fm_local.ray_job <stage> <folder> <version> <nodes> <per node> <each>``: the entry point of a Ray job.
+
+It does the check itself, and leaves the training to workers of Ray Train. Exit codes: those of the stage, and 78 if it
+can't be begun here; a line that begins with "ftctl: " then says why.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import fm
+from fm.agent.processes import noted_exit
+from fm.job import EXIT_LOST, EXIT_STOPPED, Reporter
+from fm.layout import StageFolder
+from fm.lifecycle import EventType
+from fm_local.ray_job.fence import is_over
+
+EXIT_MISFIT = 78
+_PATIENCE = 30.0
+"""Seconds after which a job that has no place yet says so."""
+_FAREWELL = 20.0
+"""Seconds that Ray gets to end a training's workers once the first has ended."""
+
+
+def main(stage: str, folder: StageFolder, version: str, nodes: int, per_node: int, each: dict[str, float]) -> int:
+    """Does the stage; returns the exit code."""
+    if version != fm.__version__:
+        print(f"ftctl: the Ray cluster has ftctl {fm.__version__}, and the run was started by {version}: install the "
+              "same on both (FM_RAY_ENV can name it)")
+        return EXIT_MISFIT
+    if not folder.job.exists():
+        print(f"ftctl: {folder.path} is not there on the Ray cluster's node {os.uname().nodename}: set FM_RUNS to a "
+              "folder that all of its nodes and this machine share under one path")
+        return EXIT_MISFIT
+    log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if stage == "check":
+        os.execv(sys.executable, [sys.executable, "-m", "fm_local.prepare", str(folder.path)])
+    print(f"Ray job with {per_node} processes on each of {nodes} nodes", flush=True)
+    return _train(folder, nodes, per_node, each)
+
+
+def _train(folder: StageFolder, nodes: int, per_node: int, each: dict[str, float]) -> int:
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    from fm_local.ray_job.rank import train
+
+    threading.Thread(target=_watch, args=(folder,), daemon=True).start()
+    ray.init(logging_level=logging.WARNING)
+    asked = f"{per_node} processes with {each} on each of {nodes} nodes"
+    threading.Thread(target=_wait_for_place, args=(folder, asked), daemon=True).start()
+    trainer = TorchTrainer(
+        train,
+        train_loop_config={"folder": str(folder.path)},
+        scaling_config=ScalingConfig(
+            num_workers=nodes * per_node,
+            use_gpu=each.get("GPU", 0) > 0,
+            resources_per_worker=each,
+            **_placement(nodes, per_node, each),
+        ),
+        # A worker that is lost ends the attempt. The agent starts the next, which is the one way to go on.
+        run_config=RunConfig(storage_path=str(folder.ray), name="train", failure_config=FailureConfig(max_failures=0)),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", flush=True)
+        time.sleep(1.5)  # what the workers printed last is on its way here
+        return noted_exit(folder) or EXIT_LOST
+    return noted_exit(folder) or 0
+
+
+def _placement(nodes: int, per_node: int, each: dict[str, float]) -> dict[str, Any]:
+    """How Ray is told to put `per_node` processes on each of `nodes` nodes."""
+    import ray
+
+    if nodes == 1:
+        return {"placement_strategy": "STRICT_PACK"}
+    if per_node == 1:
+        return {"placement_strategy": "STRICT_SPREAD"}
+    # No strategy of Ray's says "so many on each": the nodes are named.
+    fitting = [
+        node["NodeID"]
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"] and all(node["Resources"].get(name, 0) >= per_node * amount for name, amount in each.items())
+    ]
+    return {"label_selector": [{"ray.io/node-id": node} for node in fitting[:nodes] for _ in range(per_node)]}
+
+
+def _watch(folder: StageFolder) -> None:
+    """Ends this process once its attempt is over, whatever Ray does: it outlives a head that is lost."""
+    while not is_over(folder):
+        time.sleep(1)
+        if (code := noted_exit(folder)) is not None:
+            time.sleep(_FAREWELL)
+            os._exit(code)
+    os._exit(EXIT_STOPPED)
+
+
+def _wait_for_place(folder: StageFolder, asked: str) -> None:
+    """Shows that the job lives until its first worker does, and says once what it waits for."""
+    import ray
+
+    reporter, began, told = Reporter(folder), time.monotonic(), False
+    while not folder.process.exists():
+        reporter.sign()
+        if time.monotonic() - began > _PATIENCE and not told:
+            told = True
+            left = ray.available_resources()  # type: ignore[no-untyped-call]
+            free = {name: left.get(name, 0.0) for name in ("CPU", "GPU", "memory")}
+            reporter.event(EventType.WARNING, f"waits for room on the Ray cluster: asks for {asked}; free are {free}")
+        time.sleep(1)
+    reporter.close()
+
+
+if __name__ == "__main__":
+    stage, path, version, nodes, per_node, each = sys.argv[1:]
+    sys.exit(main(stage, StageFolder(Path(path)), version, int(nodes), int(per_node), json.loads(each)))
