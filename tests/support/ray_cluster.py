@@ -36,12 +36,13 @@ class Cluster:
         self.start_head()
         self.start_second()
 
-    def start_head(self) -> None:
+    def start_head(self, *, alone: bool = True) -> None:
         self._start(
             "head", 0, f"--head --port={self.port} --dashboard-host=127.0.0.1 --dashboard-port={self.dashboard} "
             f"--ray-client-server-port={self._workers + 3 * _PORTS_EACH} --temp-dir={self.folder}"
         )  # fmt: skip
-        self._wait_for_nodes(1)
+        if alone:
+            self._wait_for_nodes(1)
 
     def start_second(self) -> None:
         self._start("second", 1, f"--address=127.0.0.1:{self.port}")
@@ -89,6 +90,7 @@ class Cluster:
             env={
                 **{name: value for name, value in os.environ.items() if not name.startswith(("FM_", "RAY_"))},
                 "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(Path(__file__).parents[1])]),
                 "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "RAY_TMPDIR": str(self.folder),
                 "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
                 "FM_TEST_RAY_NODE": f"fm-ray-node={self.port}-{node}",

@@ -52,16 +52,18 @@ class _Watch:
 
 
 class RayLauncher:
-    """Starts stages as jobs of the cluster that FM_RAY_ADDRESS names."""
+    """Starts stages as jobs of a Ray cluster."""
 
-    def __init__(self, entry: str = _ENTRY) -> None:
-        """`entry` is the module that a job runs: as ``python -m entry stage folder version …``."""
+    def __init__(self, cluster: RayCluster | None = None, *, entry: str = _ENTRY) -> None:
+        """`cluster` is by default the one that FM_RAY_ADDRESS names, `entry` the module that a job runs: as
+        ``python -m entry stage folder version …``."""
+        self._own = cluster
         self._entry = entry
         self._watches: dict[str, _Watch] = {}
-        self._clusters: dict[str, RayCluster] = {}
+        self._clusters = {cluster.address: cluster} if cluster else {}
 
     def start(self, run: RunRecord, folder: StageFolder, stage: Stage) -> Handle:
-        cluster = RayCluster.of_environment()
+        cluster = self._own or RayCluster.of_environment()
         cluster.check_version()
         job_id = f"{run.id}-{Job.read(folder).attempt if stage == 'train' else 'check'}"
         for older in cluster.unfinished(f"{run.id}-"):

@@ -1,0 +1,67 @@
+"""Real trainings over two nodes of a real cluster: as two processes of one machine, and with parts of it killed.
+
+Each part once here; `make prove` kills each ten times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import fm
+from support.local import local_backend
+from support.ray_cluster import Cluster
+from support.ray_kills import PATIENCE, RayVictim, farthest
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster) -> Iterator[RayVictim]:
+    home = tmp_path_factory.mktemp("ray")
+    with local_backend(home / "fm", OMP_NUM_THREADS="1", **cluster.environment) as backend:
+        yield RayVictim(backend, home, cluster)
+
+
+@pytest.fixture(scope="module")
+def two_nodes(victim: RayVictim) -> fm.Run:
+    """A run that trained undisturbed, with two workers on two nodes."""
+    return victim.create().wait(PATIENCE)
+
+
+def test_two_nodes_train_as_two_processes_of_one_machine_do(two_nodes: fm.Run, victim: RayVictim) -> None:
+    here = victim.here()
+    assert farthest(two_nodes, here) <= 1e-3
+    prompt = "what is 3 plus 3?\n"
+    answers = [fm.load(run, backend=victim.backend).generate(prompt) for run in (two_nodes, here)]
+    assert answers[0] == answers[1]
+
+
+def test_the_log_has_the_lines_of_every_process(two_nodes: fm.Run) -> None:
+    assert {"world_rank=0", "world_rank=1"} <= set(two_nodes.logs().replace(",", "").split())
+
+
+def test_a_killed_agent_and_a_killed_worker_cost_no_run_and_change_no_loss(
+    two_nodes: fm.Run, victim: RayVictim
+) -> None:
+    run = victim.create()
+    assert victim.disturb(run, "agent")
+    assert victim.disturb(run, "worker")
+    victim.check(run, two_nodes, starts=2)
+
+
+def test_a_killed_node_and_a_restarted_head_cost_no_run_and_change_no_loss(
+    two_nodes: fm.Run, victim: RayVictim
+) -> None:
+    run = victim.create()
+    assert victim.disturb(run, "node")
+    assert victim.disturb(run, "head")
+    victim.check(run, two_nodes, starts=3)
+
+
+def test_cancelling_ends_every_worker_after_a_last_checkpoint(victim: RayVictim) -> None:
+    run = fm.create(**{**victim.request, "training_duration": "100000ba"}, launcher="ray", num_nodes=2)
+    victim.wait_for(lambda: run.refresh().step > 0, "a first step")
+    run.cancel()
+    run.wait(PATIENCE, raise_on_failure=False)
+    assert run.checkpoints()[-1].step == run.step
+    victim.wait_for(lambda: not any(victim.cluster.workers().values()), "the workers' end")
