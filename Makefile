@@ -42,10 +42,12 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Those that train use threads of their own, and are therefore two at a time at most.
+# Those that train use threads of their own, and are therefore two at a time at most. Each of the two workers of the
+# last call has a Ray cluster of its own, since its tests kill nodes.
 test: lint
 	$(BIN)/pytest tests/unit tests/contract -n auto --maxprocesses 4 --dist loadscope
-	$(BIN)/pytest tests --ignore tests/unit --ignore tests/contract -n auto --maxprocesses 2 --dist loadscope
+	$(BIN)/pytest tests --ignore tests/unit --ignore tests/contract --ignore tests/cluster -n auto --maxprocesses 2 --dist loadscope
+	$(BIN)/pytest tests/cluster -n 2 --dist loadfile
 
 # In an environment of their own: what they need must never decide what ftctl runs with.
 peers: $(PEERS)/.installed

@@ -60,8 +60,8 @@ def test_a_killed_node_and_a_restarted_head_cost_no_run_and_change_no_loss(
 
 def test_cancelling_ends_every_worker_after_a_last_checkpoint(victim: RayVictim) -> None:
     run = fm.create(**{**victim.request, "training_duration": "100000ba"}, launcher="ray", num_nodes=2)
-    victim.wait_for(lambda: run.refresh().step > 0, "a first step")
+    victim.wait_for(lambda: run.refresh().record.step > 0, "a first step")
     run.cancel()
     run.wait(PATIENCE, raise_on_failure=False)
-    assert run.checkpoints()[-1].step == run.step
+    assert run.checkpoints()[-1].step == run.refresh().record.step
     victim.wait_for(lambda: not any(victim.cluster.workers().values()), "the workers' end")

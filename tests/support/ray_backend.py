@@ -19,11 +19,11 @@ from support.ray_cluster import Cluster
 
 
 @contextmanager
-def stub_backend(home: Path, cluster: Cluster) -> Iterator[StoreBackend]:
-    """Jobs are real ones, and train nothing: see `support.ray_stub`."""
+def stub_backend(home: Path, cluster: Cluster, entry: str = "support.ray_stub") -> Iterator[StoreBackend]:
+    """Jobs are real ones, and by default train nothing: see `support.ray_stub`."""
     home.mkdir(parents=True, exist_ok=True)
     store, storage = RunStore(f"sqlite:///{home / 'ftctl.db'}"), Storage(home)
-    launcher = RayLauncher(RayCluster(cluster.address, cluster.token), entry="support.ray_stub")
+    launcher = RayLauncher(RayCluster(cluster.address, cluster.token), entry=entry)
     agent = Agent(store, storage, lambda _: launcher, Devices(()), "ray-test", launcher="ray")
     end = threading.Event()
 

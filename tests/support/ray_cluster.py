@@ -69,10 +69,7 @@ class Cluster:
 
     def workers(self) -> dict[str, list[psutil.Process]]:
         """The processes that train, by node."""
-        return {
-            node: [process for process in self.processes(node) if "RayTrainWorker" in " ".join(process.cmdline())]
-            for node in self._nodes
-        }
+        return {node: [each for each in self.processes(node) if _trains(each)] for node in self._nodes}
 
     def stop(self) -> None:
         for node in list(self._nodes):
@@ -114,6 +111,13 @@ class Cluster:
             return len(RayCluster(self.address, self.token).nodes())
         except (Unavailable, httpx.HTTPError):
             return 0
+
+
+def _trains(process: psutil.Process) -> bool:
+    try:
+        return "RayTrainWorker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # or a zombie
+        return False
 
 
 @contextmanager

@@ -57,7 +57,7 @@ class RayVictim:
         """Kills `part` once the newest attempt of `run` has saved a checkpoint, and starts anew what nobody else does.
         Returns whether the run was still going."""
         seen = run.refresh().record.checkpoint_step or 0
-        self.wait_for(lambda: (run.refresh().record.checkpoint_step or 0) > seen or run.status.is_terminal(), "progress")
+        self.wait_for(lambda: (run.refresh().record.checkpoint_step or 0) > seen or run.status.is_terminal(), "a step")
         going = run.status is Status.RUNNING
         getattr(self, f"_kill_{part}")()
         return going

@@ -18,7 +18,7 @@ from fm.launching import Life
 from fm.layout import StageFolder
 
 
-def main(stage: str, folder: StageFolder) -> int:
+def main(folder: StageFolder) -> int:
     job = Job.read(folder)
     refused = "no row keeps a trained token" if job.request.context_length == 8 else ""
     launcher = ScriptedLauncher(Script(save_every=1, check_fails=refused), cast(Any, SystemClock()))
@@ -35,4 +35,4 @@ def main(stage: str, folder: StageFolder) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], StageFolder(Path(sys.argv[2]))))
+    sys.exit(main(StageFolder(Path(sys.argv[2]))))

@@ -76,7 +76,7 @@ class RayLauncher:
             return handle  # an agent died between asking for it and noting it
         if before:
             cluster.forget(job_id)
-        environment = _runtime_environment(run)
+        environment = runtime_environment(run.caller.env)
         cluster.submit(job_id, self._command(folder, stage, ask), environment, cpus=1 if stage == "check" else 0)
         return handle
 
@@ -161,8 +161,8 @@ def _sign(folder: StageFolder) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _runtime_environment(run: RunRecord) -> dict[str, Any]:
-    """The job's environment: what FM_RAY_ENV says, a YAML file of Ray's own fields, and the run's variables. A
+def runtime_environment(own: Mapping[str, str]) -> dict[str, Any]:
+    """A job's environment: what FM_RAY_ENV says, a YAML file of Ray's own fields, and `own`, the run's variables. A
     value ``${NAME}`` there is taken from the agent's environment: no store ever holds it.
 
     Raises:
@@ -179,7 +179,7 @@ def _runtime_environment(run: RunRecord) -> dict[str, Any]:
         if not isinstance(found, dict) or not isinstance(found.get("env_vars", {}), dict):
             raise _bad_environment(path, "it holds no mapping, or an env_vars that is none")
     variables = {name: _resolved(str(value), os.environ) for name, value in found.get("env_vars", {}).items()}
-    kept = {name: value for name, value in run.caller.env.items() if not name.startswith(("CUDA_", "FM_"))}
+    kept = {name: value for name, value in own.items() if not name.startswith(("CUDA_", "FM_"))}
     return {**found, "env_vars": {**kept, **_QUIET, **variables}}
 
 

@@ -20,7 +20,7 @@ from fm.store.database import Database
 from fm.store.leases import Lease
 from fm.store.schema import agents, models
 from fm.store.schema import runs as run_table
-from fm.types import Dataset, Event, LogChunk, MetricRow, ModelVersion, Principal, RunRecord
+from fm.types import DEFAULT_LAUNCHER, Dataset, Event, LogChunk, MetricRow, ModelVersion, Principal, RunRecord
 
 AGENT_SILENCE = timedelta(seconds=30)
 """An agent that has not been heard of for so long counts as gone."""
