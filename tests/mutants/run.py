@@ -90,8 +90,11 @@ def main() -> int:
             print(f"{verdict:<10} {mutant.patch.stem}  ({mutant.file}::{mutant.test})", flush=True)
     killed = sum(verdict == "killed" for verdict in verdicts.values())
     print(f"{killed} of {len(verdicts)} killed")
-    if not sys.argv[1:]:
-        RESULT.write_text(json.dumps({"killed": killed, "mutants": verdicts}, indent=1) + "\n")
+    # Those that were not chosen keep their last verdict, as long as they exist.
+    known = json.loads(RESULT.read_text())["mutants"] if RESULT.exists() else {}
+    every = {mutant.patch.stem: verdicts.get(mutant.patch.stem) or known.get(mutant.patch.stem) for mutant in mutants()}
+    total = sum(verdict == "killed" for verdict in every.values())
+    RESULT.write_text(json.dumps({"killed": total, "mutants": every}, indent=1) + "\n")
     return 0 if killed == len(verdicts) else 1
 
 
