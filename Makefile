@@ -63,6 +63,7 @@ bench: $(STAMP) $(PEERS)/.installed
 prove: $(STAMP)
 	$(BIN)/python benchmarks/prove.py
 	$(BIN)/python benchmarks/prove_server.py
+	$(BIN)/python benchmarks/prove_ray.py
 
 mutants: $(STAMP)
 	$(BIN)/python tests/mutants/run.py
