@@ -144,12 +144,12 @@ async def created(server: ServerProcess, token: str, body: dict[str, Any], rate:
     return delays
 
 
-def paged(server: ServerProcess, token: str) -> dict[str, dict[str, float]]:
+def paged(server: ServerProcess, token: str, runs: int) -> dict[str, dict[str, float]]:
     """A page of 100 runs: the newest, from the middle of the list, and those of one status."""
     headers = {"Authorization": f"Bearer {token}"}
     with httpx.Client(base_url=server.url, headers=headers, trust_env=False, timeout=60) as client:
         found = {}
-        ways = {"newest": "", "from_the_middle": "&cursor=run-000000050000", "of_a_status": "&status=COMPLETED"}
+        ways = {"newest": "", "from_the_middle": f"&cursor=run-{runs // 2:012}", "of_a_status": "&status=COMPLETED"}
         for name, condition in ways.items():
             times = []
             for _ in range(101):
@@ -203,7 +203,7 @@ def main() -> None:
             delays = measured("creates", run(created(server, token, body, options.rate, options.seconds)))
             figures["creates"] |= {"per_second": options.rate, "answered": len(delays), **quantiles(delays)}
             fill_store(url, options.runs)
-            pages = measured("pages", lambda: paged(server, token))
+            pages = measured("pages", lambda: paged(server, token, options.runs))
             figures["pages"] |= {"runs": options.runs, **pages}
         store.close()
     print(json.dumps(figures, indent=1))

@@ -9,7 +9,6 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
 from ipaddress import ip_address
 
 from fm.agent import daemon
@@ -33,7 +32,7 @@ _AGENT_RETRY_SECONDS = 2.0
 
 def serve(
     *, host: str, port: int, names: Sequence[str], certificate: str | None, key: str | None, proxy: str | None,
-    agent: bool, database: str | None,
+    agent: bool, database: str | None, files: str | None,
 ) -> None:
     """Serves this machine's run store until SIGTERM or Ctrl-C. Trainings go on when it ends.
 
@@ -42,12 +41,12 @@ def serve(
         Unavailable: the address can't be had, or the store can't be used.
     """
     check_exposure(host, certificate=certificate, key=key, proxy=proxy)
-    settings = Settings.read()
-    settings = replace(settings, store_url=database or settings.store_url)
+    settings = Settings.read(store_url=database, files_url=files)
     settings.prepare_home()
     store = RunStore(settings.store_url)
     backend = StoreBackend(
-        "server", store, settings.storage, Principal(user="server"), tend=lambda: None, poll_seconds=_POLL_SECONDS
+        "server", store, settings.storage, Principal(user="server"), tend=lambda: None, poll_seconds=_POLL_SECONDS,
+        files=settings.open_files(),
     )
     listening = listen(host, port)
     url = f"{'https' if certificate else 'http'}://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"

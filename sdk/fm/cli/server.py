@@ -13,6 +13,7 @@ import click
 @click.option("--tls-key", "key", type=click.Path(exists=True, dir_okay=False), help="Its private key, PEM.")
 @click.option("--behind-proxy", "proxy", metavar="ADDRESS", help="A proxy that ends TLS; its forwarded headers count.")
 @click.option("--database", metavar="URL", help="The run store (default: FM_STORE, else the one in FM_HOME).")
+@click.option("--files", metavar="URL", help="The file store, for agents elsewhere (default: FM_FILES).")
 @click.option("--agent/--no-agent", default=True, show_default=True, help="Train on this machine, too.")
 def server(**options: object) -> None:
     """Serve this machine's runs over HTTP until stopped. Trainings go on when it ends.
