@@ -1,4 +1,4 @@
-"""The contract on the remote backend, over a real socket to a server of the fake."""
+"""The contract on the remote backend, over a real socket to a server of the fake, on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -11,18 +11,26 @@ import pytest
 import fm
 from contract import suite
 from fm.backends.base import Backend
-from fm.backends.fake import FakeBackend, Script
+from fm.backends.fake import FakeBackend, Script, open_fake
 from fm.remote.opening import open_remote
+from fm.store.database import IN_MEMORY
 from fm.testing.serving import Served
+from support.stores import fresh_database
 
 
 class _Remote:
-    @pytest.fixture(scope="class")
+    @pytest.fixture(scope="class", params=["sqlite", "postgres"])
     @classmethod
-    def server(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-        with pytest.MonkeyPatch.context() as patch, fm.testing.serve() as server:
+    def server(
+        cls, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[Served]:
+        on_postgres = request.param == "postgres"
+        url = fresh_database(request.getfixturevalue("postgres")) if on_postgres else IN_MEMORY
+        kept = open_fake(store_url=url)
+        with pytest.MonkeyPatch.context() as patch, fm.testing.serve(kept) as server:
             patch.setenv("FM_HOME", str(tmp_path_factory.mktemp("client")))
             yield server
+        kept.close()
 
     @pytest.fixture(scope="class")
     @classmethod

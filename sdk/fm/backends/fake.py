@@ -215,10 +215,11 @@ _SAFETENSORS = struct.pack("<Q", 8) + b"{}      "
 """A valid file without tensors: the header's length, then an empty JSON object padded to eight bytes."""
 
 
-def open_fake(script: Script | None = None) -> FakeBackend:
-    """A fresh fake backend, whose trainings do what `script` says. Nothing of it remains when it is closed."""
+def open_fake(script: Script | None = None, *, store_url: str = IN_MEMORY) -> FakeBackend:
+    """A fresh fake backend, whose trainings do what `script` says. Nothing of it remains when it is closed, unless
+    `store_url` names a database."""
     clock = SimulatedClock()
-    store = RunStore(IN_MEMORY, clock)
+    store = RunStore(store_url, clock)
     root = Path(tempfile.mkdtemp(prefix="fm-fake-"))
     storage = Storage(root)
     launcher = ScriptedLauncher(script or Script(), clock)
