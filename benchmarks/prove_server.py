@@ -23,6 +23,7 @@ from proving import prove
 
 from fm.testing import serve
 from support import server_faults as faults
+from support.cut_uploads import cut_uploads
 from support.fuzzing import fuzz
 from support.stores import fresh_database, postgres_server
 
@@ -39,6 +40,14 @@ def prove_fuzz(folder: Path, cases: int) -> dict[str, Any]:
             failures.setdefault(kind, []).extend(operations)
         print(f"{tried:,} cases, failures: {failures}", flush=True)
     return {"cases": tried, "rounds": rounds, "failures": failures, "holds": not failures}
+
+
+def prove_uploads(folder: Path, count: int) -> dict[str, Any]:
+    """`count` uploads that are cut at random points: what arrives is what was sent, byte for byte."""
+    with faults.home_of(folder):
+        figures = cut_uploads(folder, count=count, kills=count // 10, most_bytes=16 << 20)
+    print(figures, flush=True)
+    return figures
 
 
 @contextmanager
@@ -62,12 +71,13 @@ def on_postgres(part: Callable[..., dict[str, Any]], **numbers: Any) -> Callable
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ["creates", "follows", "workers", "sleepers", "fuzz"]
+    names = ["creates", "follows", "workers", "sleepers", "uploads", "fuzz"]
     parser.add_argument("parts", nargs="*", choices=[*names, []], help="which parts (default: all)")
     parser.add_argument("--creates", type=int, default=200, help="creates whose replies are lost")
     parser.add_argument("--kills", type=int, default=50, help="kills of the server, each in 100 events")
     parser.add_argument("--workers", type=int, default=20, help="kills of workers in 25 times as many jobs")
     parser.add_argument("--tries", type=int, default=100, help="workers that sleep past their lease")
+    parser.add_argument("--uploads", type=int, default=200, help="uploads that are cut, a tenth by killing the server")
     parser.add_argument("--cases", type=int, default=20_000, help="random cases against the OpenAPI")
     options = parser.parse_args()
     return prove(
@@ -78,6 +88,7 @@ def main() -> int:
                 faults.kills_of_workers, jobs=25 * options.workers, kills=options.workers, workers=4
             ),
             "sleepers": on_postgres(faults.sleepers, tries=options.tries),
+            "uploads": lambda folder: prove_uploads(folder, options.uploads),
             "fuzz": lambda folder: prove_fuzz(folder, options.cases),
         },
         options.parts,

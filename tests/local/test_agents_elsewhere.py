@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -12,11 +13,14 @@ from typing import Any
 import pytest
 
 import fm
-from fm.backends.stored import StoreBackend
+from fm.backends.base import Backend
 from fm.lifecycle import EventType, Status
+from fm.remote.backend import RemoteBackend
+from fm.remote.opening import open_remote
 from support.data import many_pairs
-from support.elsewhere import OTHER_USER, AgentElsewhere, machines
+from support.elsewhere import OTHER_USER, PRINTED, AgentElsewhere, closed, machines
 from support.files import digests, s3_server
+from support.ftctl_server import server_process
 from support.local import local_backend
 from support.stores import fresh_database, postgres_server
 
@@ -25,10 +29,11 @@ ALONE = {"FM_STORE": "", "FM_FILES": "", "FM_AGENT": "auto"}
 
 
 class Team:
-    """A server's backend, a database and a file store; agents join by `agent`."""
+    """A server in `home`, and what its agents reach of it: a database and a file store. They join by `agent`."""
 
-    def __init__(self, folder: Path, backend: StoreBackend, database: str, files: str) -> None:
+    def __init__(self, folder: Path, home: Path, backend: RemoteBackend, database: str, files: str) -> None:
         self.folder = folder
+        self.home = home
         self.backend = backend
         self.database = database
         self.files = files
@@ -38,20 +43,28 @@ class Team:
         home.mkdir()
         return AgentElsewhere(home, self.database, self.files)
 
-    def create(self, **parameters: Any) -> fm.Run:
-        data = many_pairs(self.folder / "server" / "pairs.jsonl", 48)
-        values: dict[str, Any] = {
-            "model": "fm/nano-llama", "train_data_path": str(data), "task_type": "INSTRUCTION_FINETUNE",
-            "method": "full", "training_duration": "12ba", "batch_size": 8, "save_interval": "4ba",
-            "learning_rate": 1e-3, "register_to": "main.elsewhere.model",
-        }
-        return fm.create(**{**values, **parameters}, backend=self.backend)
-
     def until(self, condition: Callable[[], bool], *agents: AgentElsewhere) -> None:
         deadline = time.monotonic() + PATIENCE
         while not condition():
             assert time.monotonic() < deadline, "\n".join(agent.log for agent in agents)
             time.sleep(0.1)
+
+
+def create(backend: Backend, folder: Path, **parameters: Any) -> fm.Run:
+    """A run of twelve steps on a file of `folder`."""
+    values: dict[str, Any] = {
+        "model": "fm/nano-llama", "train_data_path": str(many_pairs(folder / "pairs.jsonl", 48)),
+        "task_type": "INSTRUCTION_FINETUNE", "method": "full", "training_duration": "12ba", "batch_size": 8,
+        "save_interval": "4ba", "learning_rate": 1e-3, "register_to": "main.elsewhere.model",
+    }
+    return fm.create(**{**values, **parameters}, backend=backend)
+
+
+def weights_on_one_machine(folder: Path, **parameters: Any) -> str:
+    """The digest of the weights that the same run has on a single machine, without server and file store."""
+    with local_backend(folder / "one-machine", **ALONE) as alone:
+        run = create(alone, folder, **parameters).wait(PATIENCE)
+        return alone.models.get(run.registered_model or "").files["model.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +75,9 @@ def database() -> Iterator[str]:
 
 
 @pytest.fixture(params=["folder", "s3"])
-def team(request: pytest.FixtureRequest, database: str, tmp_path: Path) -> Iterator[Team]:
+def team(
+    request: pytest.FixtureRequest, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Team]:
     with ExitStack() as stack:
         folder = stack.enter_context(machines())
         if request.param == "s3":
@@ -70,25 +85,29 @@ def team(request: pytest.FixtureRequest, database: str, tmp_path: Path) -> Itera
         else:
             files = str(folder / "files")
             Path(files).mkdir()
-            shutil.chown(files, group=OTHER_USER)
+            if os.geteuid() == 0:
+                shutil.chown(files, group=OTHER_USER)
             Path(files).chmod(0o2770)
         url = fresh_database(database)
-        settings = {"FM_STORE": url, "FM_FILES": files, "FM_AGENT": "off"}
-        backend = stack.enter_context(local_backend(folder / "server", **settings))
-        yield Team(folder, backend, url, files)
+        monkeypatch.setenv("FM_FILES", files)
+        server = stack.enter_context(server_process(folder / "server", "--no-agent", "--database", url))
+        backend = open_remote(server.url)
+        yield Team(folder, folder / "server", backend, url, files)
+        backend.close()
 
 
-def test_an_agent_of_another_user_trains_on_uploaded_data_and_its_files_have_equal_digests(
+def test_an_agent_that_cannot_enter_the_servers_folder_trains_on_uploaded_data_and_digests_are_equal(
     team: Team, tmp_path: Path
 ) -> None:
-    agent = team.agent("gpu")
-    run = team.create(eval_prompts=["what is 2 plus 2?\n"])
-    team.until(lambda: run.refresh().status.is_terminal(), agent)
+    run = create(team.backend, tmp_path, eval_prompts=["what is 2 plus 2?\n"])
+    with closed(team.home):
+        agent = team.agent("gpu")
+        assert not agent.can_read(team.home)
+        team.until(lambda: run.refresh().status.is_terminal(), agent)
     assert run.status is Status.COMPLETED, run.reason + agent.log
-    assert not (agent.is_another_user and agent.can_read(team.folder / "server"))
 
     assert "attempt" in "".join(event.message for event in run.get_events())
-    assert run.logs() is not None and len(run.metrics("loss/train/total")) == 12
+    assert PRINTED in run.logs() and len(run.metrics("loss/train/total")) == 12
     version = team.backend.models.get("main.elsewhere.model")
     folder = team.backend.models.open("main.elsewhere.model")
     found = digests(folder)
@@ -101,12 +120,11 @@ def test_an_agent_of_another_user_trains_on_uploaded_data_and_its_files_have_equ
     for checkpoint in checkpoints:
         found = digests(team.backend.runs.open_checkpoint(run.id, checkpoint.step))
         assert {name: found[name] for name in checkpoint.files} == checkpoint.files
+    assert weights_on_one_machine(tmp_path) == version.files["model.safetensors"]
 
-    with local_backend(tmp_path / "one-machine", **ALONE) as alone:
-        same, weights = on_one_machine(alone, run), "model.safetensors"
-        assert alone.models.get(same.registered_model or "").files[weights] == version.files[weights]
-
-    tuned = team.create(model="main.elsewhere.model", method="lora", register_to="main.elsewhere.tuned")
+    tuned = create(
+        team.backend, tmp_path, model="main.elsewhere.model", method="lora", register_to="main.elsewhere.tuned"
+    )
     team.until(lambda: tuned.refresh().status.is_terminal(), agent)
     assert tuned.status is Status.COMPLETED, tuned.reason + agent.log
     adapter = team.backend.models.get("main.elsewhere.tuned")
@@ -114,18 +132,10 @@ def test_an_agent_of_another_user_trains_on_uploaded_data_and_its_files_have_equ
     agent.kill()
 
 
-def on_one_machine(alone: StoreBackend, run: fm.Run) -> fm.Run:
-    """The same run on a single machine, without any file store."""
-    values = run.record.request.model_dump()
-    same = {name: values[name] for name in ("model", "train_data_path", "method", "training_duration", "batch_size")}
-    same |= {name: values[name] for name in ("save_interval", "learning_rate", "register_to")}
-    return fm.create(**same, task_type="INSTRUCTION_FINETUNE", backend=alone).wait(PATIENCE)
-
-
 def test_a_second_machine_goes_on_from_the_last_checkpoint_of_one_that_is_lost(team: Team, tmp_path: Path) -> None:
-    with local_backend(tmp_path / "one-machine", **ALONE) as alone:
-        run = team.create(training_duration="300ba", save_interval="20ba")
-        expected = alone.models.get(on_one_machine(alone, run).registered_model or "").files["model.safetensors"]
+    long = {"training_duration": "300ba", "save_interval": "20ba"}
+    expected = weights_on_one_machine(tmp_path, **long)
+    run = create(team.backend, tmp_path, **long)
     first = team.agent("first")
     team.until(lambda: len(run.checkpoints()) > 0, first)
     first.kill()

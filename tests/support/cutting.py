@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 Behaviour = Callable[[int, bytes], bytes]
-"""What is left of a block of the server's reply on the n-th connection; where something is missing, it is cut there."""
+"""What is left of a block on the n-th connection; where something is missing, the connection is cut there."""
 
 
 @dataclass
 class Proxy:
-    """Forwards to the server at `target`; `reply` may be replaced while it runs."""
+    """Forwards to the server at `target`; `request` and `reply` may be replaced while it runs."""
 
     target: str
+    request: Behaviour = lambda _number, block: block
     reply: Behaviour = lambda _number, block: block
     connections: int = 0
     url: str = field(init=False, default="")
@@ -45,7 +46,7 @@ def _accept(listening: socket.socket, proxy: Proxy) -> None:
 def _forward(client: socket.socket, proxy: Proxy, number: int) -> None:
     where = urlsplit(proxy.target)
     with suppress(OSError), client, socket.create_connection((where.hostname, where.port)) as server:
-        threading.Thread(target=_pump, args=(client, server), daemon=True).start()
+        threading.Thread(target=_pump, args=(client, server, proxy, number), daemon=True).start()
         while block := server.recv(65536):
             changed = proxy.reply(number, block)
             client.sendall(changed)
@@ -56,8 +57,12 @@ def _forward(client: socket.socket, proxy: Proxy, number: int) -> None:
         server.shutdown(socket.SHUT_RDWR)
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
+def _pump(client: socket.socket, server: socket.socket, proxy: Proxy, number: int) -> None:
     with suppress(OSError):
-        while block := source.recv(65536):
-            target.sendall(block)
-        target.shutdown(socket.SHUT_WR)
+        while block := client.recv(65536):
+            changed = proxy.request(number, block)
+            server.sendall(changed)
+            if changed != block:
+                client.shutdown(socket.SHUT_RDWR)
+                break
+        server.shutdown(socket.SHUT_WR)

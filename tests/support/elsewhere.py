@@ -20,6 +20,8 @@ import fm_local
 from support.local import processes_of
 
 OTHER_USER = 54321
+PRINTED = "printed-elsewhere"
+"""Stands in what a trainer prints, which otherwise is nothing."""
 _COMMAND = "from fm.cli.main import entry; entry()"
 
 
@@ -28,8 +30,7 @@ class AgentElsewhere:
 
     def __init__(self, home: Path, database: str, files: str) -> None:
         self.home = home
-        python, as_user = interpreter_of_another_user()
-        self.is_another_user = bool(as_user)
+        python, as_user = python_without_rights()
         if as_user:
             os.chown(home, OTHER_USER, OTHER_USER)
         home.chmod(0o700)
@@ -40,10 +41,11 @@ class AgentElsewhere:
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": _path(),
+            "PYTHONWARNINGS": PRINTED,  # no such filter: each Python says so when it starts, also the trainer's
         }
         with (home / "agent.log").open("wb") as log:
             self.process = subprocess.Popen(
-                [python, "-c", _COMMAND, "agent", "--database", database, "--files", files],
+                [*python, "-c", _COMMAND, "agent", "--database", database, "--files", files],
                 cwd=home, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **as_user,
             )
 
@@ -52,9 +54,9 @@ class AgentElsewhere:
         return (self.home / "agent.log").read_text()
 
     def can_read(self, path: Path) -> bool:
-        """Whether the agent's user can look into the folder."""
-        python, as_user = interpreter_of_another_user()
-        look = [python, "-c", f"import os; os.listdir({str(path)!r})"]
+        """Whether the agent can look into the folder."""
+        python, as_user = python_without_rights()
+        look = [*python, "-c", f"import os; os.listdir({str(path)!r})"]
         return subprocess.run(look, cwd="/", capture_output=True, **as_user).returncode == 0
 
     def kill(self) -> None:
@@ -77,10 +79,26 @@ def machines() -> Iterator[Path]:
                 process.kill()
 
 
+@contextmanager
+def closed(folder: Path) -> Iterator[None]:
+    """Nobody may enter `folder` meanwhile, also not its owner; only root, as which no agent elsewhere runs, can."""
+    mode = folder.stat().st_mode & 0o777
+    folder.chmod(0)
+    try:
+        yield
+    finally:
+        folder.chmod(mode)
+
+
 @cache
-def interpreter_of_another_user() -> tuple[str, dict[str, Any]]:
-    """A Python that another user can run with all that is installed here, and how to start it as that user. Who is not
-    root can start nothing as others: then it is this very user, in another folder."""
+def python_without_rights() -> tuple[list[str], dict[str, Any]]:
+    """How to start a Python that has all that is installed here, and no right of this user that could be done without.
+
+    It is another user's if this one is root. Where no other user can run a Python with what is installed, it is root's
+    without the right to read what its permissions forbid. Who is not root can start nothing as others.
+    """
+    if os.geteuid() != 0:
+        return [sys.executable], {}
     as_user: dict[str, Any] = {"user": OTHER_USER, "group": OTHER_USER, "extra_groups": []}
     same = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     for python in (sys.executable, f"/usr/local/bin/{same}", f"/usr/bin/{same}"):
@@ -91,8 +109,8 @@ def interpreter_of_another_user() -> tuple[str, dict[str, Any]]:
             )
         except (OSError, subprocess.CalledProcessError):
             continue
-        return python, as_user
-    return sys.executable, {}
+        return [python], as_user
+    return ["setpriv", "--bounding-set=-dac_override,-dac_read_search", sys.executable], {}
 
 
 def _path() -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated
 
 from fastapi import Header, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from fm.backends.base import PAGE_LIMIT
 from fm.types import Dataset
@@ -50,11 +52,12 @@ async def append(
 ) -> Response:
     """Sends the bytes of all files, one after the other, from `offset` on. What came before a cut stays."""
     block, arrived = bytearray(), offset
-    async for piece in request.stream():
-        block += piece
-        if len(block) >= _BLOCK:
-            arrived = await run_in_threadpool(mine.files.append, digest, arrived, bytes(block))
-            block.clear()
+    with suppress(ClientDisconnect):  # nobody reads the answer then
+        async for piece in request.stream():
+            block += piece
+            if len(block) >= _BLOCK:
+                arrived = await run_in_threadpool(mine.files.append, digest, arrived, bytes(block))
+                block.clear()
     return answer(Arrived(bytes=await run_in_threadpool(mine.files.append, digest, arrived, bytes(block))))
 
 
