@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, create_engine, inspect
 
+from fm.errors import Conflict, StoreError
 from fm.lifecycle import Status
 from fm.store import migrations
+from fm.store.backup import upgrade
 from fm.store.store import RunStore
 from fm.types import ModelVersion, Principal
 from support.stores import fresh_database, moment, new_run
@@ -68,6 +70,7 @@ def test_an_older_store_gets_the_shape_of_a_new_one(
     if not old_url.startswith("sqlite"):
         new = fresh_database(request.getfixturevalue("postgres"))
     shapes = []
+    upgrade(old_url, ROOT, moment())
     for url in (old_url, new):
         store = RunStore(url)
         shapes.append(shape(store.database.engine))
@@ -76,7 +79,10 @@ def test_an_older_store_gets_the_shape_of_a_new_one(
 
 
 def test_what_an_older_store_holds_is_kept_and_its_teams_are_known(old_url: str) -> None:
+    assert upgrade(old_url, ROOT, moment()) == ["0002-access"]
+    assert upgrade(old_url, ROOT, moment()) == []
     store = RunStore(old_url)
+    assert [entry.action for entry in store.administration(ROOT).audit(10)] == ["store.upgrade"]
     assert store.find("red", "old").status is Status.QUEUED
     assert store.model("red", "a.b.c").bytes == 3 * 2**31
     with store.database.read() as connection:
@@ -97,8 +103,31 @@ def test_a_migration_that_is_killed_leaves_the_older_store_as_it_was(
     before = shape(engine)
     monkeypatch.setattr(migrations, "MIGRATIONS", [*migrations.MIGRATIONS, ("9999-killed", killed)])
     with pytest.raises(KeyboardInterrupt):
-        RunStore(old_url)
+        upgrade(old_url, ROOT, moment())
     assert shape(engine) == before
     engine.dispose()
     monkeypatch.undo()
+    upgrade(old_url, ROOT, moment())
     RunStore(old_url).close()
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_a_store_on_this_machine_is_brought_up_to_date_by_whatever_opens_it(old_url: str) -> None:
+    store = RunStore(old_url)
+    assert store.find("red", "old").status is Status.QUEUED
+    store.close()
+
+
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)
+def test_a_store_that_a_team_shares_is_not_changed_in_passing(old_url: str) -> None:
+    engine = create_engine(old_url)
+    before = shape(engine)
+    with pytest.raises(StoreError, match=r"older ftctl.*\n.*admin upgrade"):
+        RunStore(old_url)
+    assert shape(engine) == before
+    engine.dispose()
+
+
+def test_what_holds_no_store_is_not_upgraded(store_url: str) -> None:
+    with pytest.raises(Conflict):
+        upgrade(store_url, ROOT, moment())

@@ -27,23 +27,35 @@ class Database:
     write begins IMMEDIATE, because a transaction that reads first and then wants to write fails at once with "locked".
     """
 
-    def __init__(self, url: str) -> None:
-        """Opens the database and brings its schema up to date.
+    def __init__(self, url: str, *, as_is: bool = False) -> None:
+        """Opens the database and, unless it is to be taken `as_is`, brings its schema up to date. One that a team
+        shares is not changed in passing: others of an older version may be at work on it.
 
         Raises:
             RequestError: the URL names no database that is supported.
             MissingExtra: its driver is not installed.
-            StoreError: it can't be reached, or belongs to a newer ftctl.
+            StoreError: it can't be reached, or belongs to a newer ftctl, or, on PostgreSQL, to an older one.
         """
         self.engine = _engine(url)
         # The one connection of an in-memory database is shared by all threads.
         self._exclusive = threading.RLock() if url == IN_MEMORY else None
+        if as_is:
+            return
         with self.read() as connection:
             current = migrations.is_current(migrations.applied(connection))
         if not current:
             with self.write() as connection:
                 take_turns(connection, "migrate")
-                migrations.migrate(connection)
+                self._bring_up_to_date(connection)
+
+    def _bring_up_to_date(self, connection: Connection) -> None:
+        before = migrations.applied(connection)
+        if before and not self.is_sqlite and not migrations.is_current(before):
+            raise StoreError(
+                f"the run store is that of an older ftctl (it ends with {max(before)})",
+                hint="end its server and agents, then: ftctl admin upgrade",
+            )
+        migrations.migrate(connection)
 
     @property
     def is_sqlite(self) -> bool:
@@ -53,6 +65,17 @@ class Database:
     def read(self) -> Iterator[Connection]:
         """A transaction that sees one state of the store."""
         with self._transaction(write=False) as connection:
+            yield connection
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """A transaction for a long read, in which all tables are of one moment."""
+        if self.is_sqlite:
+            with self.read() as connection:
+                yield connection
+            return
+        engine = self.engine.execution_options(isolation_level="REPEATABLE READ")
+        with engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from sqlalchemy import Connection, insert, inspect, select, update
 from sqlalchemy.schema import CreateColumn
@@ -101,13 +101,13 @@ def is_current(names: list[str]) -> bool:
     return len(names) == len(known)
 
 
-def migrate(connection: Connection) -> None:
-    """Takes the store to this version, inside the caller's one transaction: all steps or none."""
+def migrate(connection: Connection, steps: Collection[str] | None = None) -> None:
+    """Takes the store to this version, or as far as `steps` go, in the caller's one transaction: all steps or none."""
     done = applied(connection)
     migrations.create(connection, checkfirst=True)
     if is_current(done):
         return
     for name, step in MIGRATIONS:
-        if name not in done:
+        if name not in done and (steps is None or name in steps):
             step(connection)
             connection.execute(migrations.insert().values(name=name))
