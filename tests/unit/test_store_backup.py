@@ -103,6 +103,9 @@ def test_a_backup_overwrites_nothing_and_neither_does_a_restore(filled: str, tmp
     assert content(filled) == kept
     with pytest.raises(RequestError):
         back_up(filled, tmp_path / "none" / "b", ROOT, moment())
+    with pytest.raises(Conflict, match="no run store"):
+        back_up(f"sqlite:///{tmp_path / 'empty.db'}", tmp_path / "c", ROOT, moment())
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)

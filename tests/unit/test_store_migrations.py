@@ -11,7 +11,7 @@ from sqlalchemy import Engine, create_engine, inspect
 from fm.errors import Conflict, StoreError
 from fm.lifecycle import Status
 from fm.store import migrations
-from fm.store.backup import upgrade
+from fm.store.backup import back_up, restore, upgrade
 from fm.store.store import RunStore
 from fm.types import ModelVersion, Principal
 from support.stores import fresh_database, moment, new_run
@@ -126,6 +126,14 @@ def test_a_store_that_a_team_shares_is_not_changed_in_passing(old_url: str) -> N
         RunStore(old_url)
     assert shape(engine) == before
     engine.dispose()
+
+
+def test_an_older_store_can_be_backed_up_before_it_is_upgraded(old_url: str, tmp_path: Path) -> None:
+    assert back_up(old_url, tmp_path / "b", ROOT, moment()).rows == 2
+    restore(f"sqlite:///{tmp_path / 'new.db'}", tmp_path / "b", ROOT, moment())
+    store = RunStore(f"sqlite:///{tmp_path / 'new.db'}")
+    assert (store.find("red", "old").status, store.model("red", "a.b.c").bytes) == (Status.QUEUED, 3 * 2**31)
+    store.close()
 
 
 def test_what_holds_no_store_is_not_upgraded(store_url: str) -> None:

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, insert, select
+from sqlalchemy import Connection, MetaData, delete, insert, inspect, select
 
 import fm
 from fm.errors import Conflict, Damaged, RequestError
@@ -44,7 +44,7 @@ def back_up(url: str, file: Path, who: Principal, now: datetime) -> Backup:
     """Writes the store at `url` to `file`, as it was at one moment; others go on writing to it meanwhile.
 
     Raises:
-        Conflict: there is something at `file` already.
+        Conflict: there is something at `file` already, or no store at `url`.
         RequestError: its folder does not exist.
     """
     if file.exists():
@@ -53,7 +53,10 @@ def back_up(url: str, file: Path, who: Principal, now: datetime) -> Backup:
         raise RequestError(f"{file.parent} is no folder", field="file", hint="make it first")
     with _opened(url) as database:
         with database.write() as connection:
-            audit.record(connection, who, now, "store.backup", file.name)
+            if not (steps := applied(connection)):
+                raise Conflict("there is no run store in that database", hint="name the one that is used")
+            if is_current(steps):  # an older one may have no audit log
+                audit.record(connection, who, now, "store.backup", file.name)
         with disk_errors(file), tempfile.TemporaryDirectory(dir=file.parent) as folder:
             if database.is_sqlite:
                 # A long read would keep writers out: copied first, which takes a moment.
@@ -82,8 +85,10 @@ def restore(url: str, file: Path, who: Principal, now: datetime) -> Backup:
         if applied(connection):
             raise Conflict("there is a run store in that database already", hint="name an empty database")
         migrate(connection, steps)
-        for table in (teams, audit_head):  # the steps put rows into a new store
-            connection.execute(delete(table))
+        made = set(inspect(connection).get_table_names())
+        for table in (teams, audit_head):  # a step puts rows into a new store
+            if table.name in made:
+                connection.execute(delete(table))
         for name, rows in _batches(file):
             connection.execute(insert(metadata.tables[name]), rows)
         migrate(connection)
@@ -132,13 +137,12 @@ def _dump(database: Database, file: Path) -> Backup:
 
 def _lines(head: dict[str, Any], connection: Connection) -> Iterator[bytes]:
     yield _line(head)
-    for table in _tables():
+    # As they are in that database, which may be an older one.
+    found = MetaData()
+    found.reflect(connection, only=lambda name, _: name in metadata.tables and name != migrations.name)
+    for table in found.sorted_tables:
         for row in connection.execution_options(yield_per=_BATCH).execute(select(table)).mappings():
             yield _line({"table": table.name, "row": dict(row)})
-
-
-def _tables() -> list[Table]:
-    return [table for table in metadata.sorted_tables if table is not migrations]
 
 
 def _line(value: dict[str, Any]) -> bytes:
