@@ -33,4 +33,5 @@ def test_an_agent_elsewhere_trains_on_what_was_sent_to_the_server(tmp_path: Path
         version = remote.models.get(run.registered_model)
         folder = remote.models.open(version.ref)
         assert version.files and version.files == {name: digest_file(folder / name) for name in version.files}
+        assert str(tmp_path) not in str([event.message for event in run.get_events()])
         assert run.checkpoints() and "step 3" in run.logs() + str(run.get_events())

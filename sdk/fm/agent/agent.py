@@ -48,7 +48,8 @@ class Agent:
         next one there takes over at once what this one leaves. `files` is the storage root where none is given.
         `launcher` starts the runs that leave it to the agent; with `cluster` it takes those for a cluster, too."""
         self.place = place
-        self.id = f"agent-{place}-{secrets.token_hex(4)}"
+        # Told to everybody who sees the run: the machine's name, and none of its folders.
+        self.id = f"agent-{place.partition(':')[0]}-{secrets.token_hex(4)}"
         self._store = store
         self._storage = storage
         self._files = files or FolderStore(storage.root)
