@@ -5,10 +5,11 @@
     python benchmarks/train_speed.py --search       # TRL's best options anew, and the bare loop's best shape
     python benchmarks/train_speed.py --device cuda --size 8b --search && … --device cuda --size 8b
 
-Each contender trains one epoch in a process of its own, by turns, so that a machine whose speed drifts is as fast for
-the one as for the other; each turn has a seed of its own. Counted are real tokens (no padding) per second from the end
-of the second step to the end of the last, and the most memory up to there. The trained weights are then judged on
-held-out rows by one program that knows none of the trainers. A ratio is the median of the ratios of the turns.
+Each contender trains for some steps of 16 examples in a process of its own, by turns, so that a machine whose speed
+drifts is as fast for the one as for the other; each turn has a seed of its own. Counted are real tokens (no padding)
+per second from the end of the second step to the end of the last, and the most memory up to there. The trained weights
+are then judged on held-out rows by one program that knows none of the trainers. A ratio is the median of the ratios of
+the turns.
 """
 
 from __future__ import annotations

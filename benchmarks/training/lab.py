@@ -57,19 +57,18 @@ class Lab:
             }  # fmt: skip
 
     def run(self, contender: Contender, method: str, data: str, *, seed: int, limit_s: float = 1800) -> Result:
-        """One epoch of `contender` in a new process.
+        """The steps of `contender` in a new process.
 
         Raises:
             Failed: it ended with an error.
         """
         number, task = next(self._numbers), self.tasks[data]
         options = dict(contender.options)
-        if contender.worker == "bare":
-            options.setdefault("steps", max(4, task["rows"] // BATCH // 2))
-        elif contender.worker != "ours":
+        if contender.worker in ("trl", "hf"):
             options["trainer"] = contender.worker
         spec = {
             "method": method, "seed": seed, "device": self.device, "model": str(self.model), "attempt": number,
+            "steps": self.size.steps,
             "tokens_per_step": BATCH * task["tokens"] / task["rows"], "options": options,
             "started": time.time(), **task,
         }  # fmt: skip

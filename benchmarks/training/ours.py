@@ -36,7 +36,7 @@ def prepare(root: Path, model: Path, data: Path) -> dict[str, Any]:
 
 def _job(stage: Any, root: Path, model: Path, data: Path, ref: DataRef, request: dict[str, Any], **more: Any) -> Job:
     values = {"model": str(model), "train_data_path": str(data), "task_type": "INSTRUCTION_FINETUNE"}
-    values |= {"context_length": CONTEXT, "batch_size": BATCH, "training_duration": "1ep", **request}
+    values |= {"context_length": CONTEXT, "batch_size": BATCH, **request}
     return Job(
         stage=stage, run_id="run-bench", run_name="bench", attempt=more.pop("attempt", 0),
         request=TrainRequest.build(values), model=ModelRef(kind="path", name=str(model), path=str(model)),
@@ -51,10 +51,11 @@ def main(result_path: Path, spec: dict[str, Any]) -> None:
     root, model, data = (Path(spec[key]) for key in ("root", "model", "data"))
     request = {
         "method": spec["method"],
+        "training_duration": f"{spec['steps']}ba",
         "precision": "bf16",
         "seed": spec["seed"],
         "learning_rate": LEARNING["rates"][spec["method"]],
-        # Nobody else evaluates or saves within the epoch.
+        # Nobody else evaluates or saves within those steps.
         "eval_interval": "1000ep",
         "save_interval": "1000ep",
         "lora": LORA,
