@@ -127,7 +127,7 @@ class Row:
         return f"{self.source} {self.model} {self.method} {self.rows}x{self.width} {', '.join(more)}".strip()
 
 
-def answer(model: str, method: str, rows: int, width: int, measured: float, sharding: str = "full_shard") -> Row:
+def answer(model: str, method: str, rows: int, width: int, measured: float, sharding: str = "full") -> Row:
     return Row("fsdp_qlora", model, method, rows, width, measured, sharding, devices=2, dropout=0.1)
 
 
@@ -148,13 +148,13 @@ ROWS = [
     answer("Llama-2-7B", "lora", 6, 2048, 21.35),
     answer("Llama-2-7B", "qlora", 8, 2048, 20.94, "none"),
     answer("Llama-2-7B", "lora", 4, 2048, 22.04, "none"),
-    answer("Llama-2-7B", "lora", 10, 2048, 22.69, "offload"),
-    answer("Llama-2-7B", "qlora", 12, 2048, 22.38, "offload"),
+    answer("Llama-2-7B", "lora", 10, 2048, 22.69, "full-offload"),
+    answer("Llama-2-7B", "qlora", 12, 2048, 22.38, "full-offload"),
     answer("Yi-34B", "qlora", 2, 2048, 23.05),
-    answer("Yi-34B", "qlora", 4, 2048, 22.98, "offload"),
-    answer("Llama-2-70B", "qlora", 2, 2048, 14.92, "offload"),
-    answer("Mistral-7B-v0.2", "qlora", 12, 2048, 22.54, "offload"),
-    answer("Mistral-7B-v0.2", "qlora", 1, 24576, 22.54, "offload"),
+    answer("Yi-34B", "qlora", 4, 2048, 22.98, "full-offload"),
+    answer("Llama-2-70B", "qlora", 2, 2048, 14.92, "full-offload"),
+    answer("Mistral-7B-v0.2", "qlora", 12, 2048, 22.54, "full-offload"),
+    answer("Mistral-7B-v0.2", "qlora", 1, 24576, 22.54, "full-offload"),
     tune("Llama-3.2-3B", "full", 4096, 60.0, checkpointing=False, loss=UpcastLoss),
     tune("Llama-3.2-3B", "full", 4096, 24.9),
     tune("Llama-3.2-3B", "full", 4096, 23.1, **FUSED),
@@ -163,8 +163,8 @@ ROWS = [
     tune("Llama-3.2-3B", "lora", 4096, 8.5, offloaded=True),
     tune("Llama-3.2-3B", "qlora", 4096, 4.6, offloaded=True),
     tune("Llama-3.1-8B", "qlora", 2048, 7.4, rank=8),
-    tune("Llama-3.1-70B", "lora", 2048, 27.6, rank=16, sharding="full_shard", devices=8),
-    tune("Llama-3.1-70B", "full", 2048, 13.9, sharding="offload", devices=8, head_apart=True, **FUSED),
+    tune("Llama-3.1-70B", "lora", 2048, 27.6, rank=16, sharding="full", devices=8),
+    tune("Llama-3.1-70B", "full", 2048, 13.9, sharding="full-offload", devices=8, head_apart=True, **FUSED),
 ]
 NOT_EXPRESSIBLE = {
     "torchtune Llama-3.2-3B baseline 25.5": "unpacked data, whose lengths are not published",
@@ -193,7 +193,7 @@ def predict(row: Row) -> Memory:
         traced = _without_boundaries(traced, row)
     memory = memory_of(
         traced, row.method, row.sharding, Numbers(2, 2, 2 if row.gradients_kept else 0, row.moments),
-        devices=row.devices, layers=CONFIGS[row.model].num_hidden_layers, accumulating=False, framework=0,
+        devices=row.devices, accumulating=False, framework=0,
         fragmentation=0,
     )
     if row.head_apart:

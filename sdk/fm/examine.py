@@ -61,8 +61,7 @@ class ThisMachine:
         if self._backend.storage:
             _check_disk(self._backend.storage.root, prepared.request, prepared.model, prepared.train_data)
         if prepared.launcher == DEFAULT_LAUNCHER and not prepared.allow_oversize:
-            sharding = prepared.request.sharding
-            refuse_oversize(prepared, None if sharding == "none" else sharding)
+            refuse_oversize(prepared)
         elif prepared.launcher == "ray":
             load("parts", "admit_to_ray")(prepared.request, allow_oversize=prepared.allow_oversize)
 

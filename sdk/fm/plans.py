@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict
 
 from fm.display import human_bytes, human_seconds, plain, text_table
-from fm.request import TrainRequest
+from fm.request import Method, Sharding, TrainRequest
 from fm.types import DataRef, ModelRef
-
-PlannedMethod = Literal["lora", "qlora", "full"]
-Layout = Literal["none", "full_shard", "offload"]
-"""What lies where: everything on each device (with several processes, DDP), shares of it, or shares in main memory."""
 
 
 class _Value(BaseModel):
@@ -20,7 +14,7 @@ class _Value(BaseModel):
 
 
 class Memory(_Value):
-    """The most that one device holds at once, bytes by what they are for. They add up to `allocated`."""
+    """The most that one process holds at once, bytes by what they are for. They add up to `allocated`."""
 
     weights: int
     gradients: int
@@ -53,8 +47,8 @@ class Memory(_Value):
 class PlanOption(_Value):
     """One way to train the model: a row of the plan's table."""
 
-    method: PlannedMethod
-    sharding: Layout
+    method: Method
+    sharding: Sharding
     memory: Memory
     fits: bool
     requested: bool = False
@@ -71,6 +65,8 @@ class Plan(_Value):
     device_memory: int
     """Bytes of one device."""
     devices: int
+    """One for each process; a CPU is one device, however many processes share it."""
+    processes: int
     micro_batch: tuple[int, int]
     """(rows, tokens) computed at once on each device: the largest of the data."""
     most_rows: int
@@ -99,25 +95,32 @@ class Plan(_Value):
         """Whether what was asked for fits the device."""
         return self.requested.fits
 
+    @property
+    def process_memory(self) -> int:
+        """Bytes of a device that one process has for itself."""
+        return self.device_memory * self.devices // self.processes
+
     def summary(self) -> list[tuple[str, str]]:
         """(name, value) of what the plan says beside its table."""
         rows, width = self.micro_batch
+        shared = f", shared by {self.processes} processes" if self.processes > self.devices else ""
         lines = [
             ("model", f"{self.model}: {self.parameters:,} parameters, {self.trained_parameters:,} trained"),
-            ("device", f"{self.devices} x {self.device}, {human_bytes(self.device_memory)} each"),
+            ("device", f"{self.devices} x {self.device}, {human_bytes(self.device_memory)} each{shared}"),
             ("micro-batch", f"{rows} x {width} tokens; {self.most_rows} x {width} would fit"),
             ("data", f"about {self.examples:,} examples, {self.tokens_per_epoch:,} tokens an epoch"),
         ]
         if self.steps is not None:
             lines.append(("training", f"about {self.steps:,} steps, {self.tokens:,} tokens"))
         if self.seconds is not None:
-            lines.append(("time", f"about {human_seconds(self.seconds)} at {self.tokens_per_second:,.0f} tokens/s"))
+            speed = f" at {self.tokens_per_second:,.0f} tokens/s" if self.tokens_per_second else ""
+            lines.append(("time", f"about {human_seconds(self.seconds)}{speed}"))
         if self.cost is not None:
             lines.append(("cost", f"about {self.cost:,.2f}"))
         return lines
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Columns and rows of the options; memory is that of one device."""
+        """Columns and rows of the options; memory is that of one process."""
         parts = ("weights", "gradients", "optimizer", "activations", "logits", "temporary", "framework")
         columns = ("", "METHOD", "SHARDING", *(part.upper() for part in parts), "ALLOCATED", "RESERVED", "FITS")
         rows = [
@@ -147,8 +150,6 @@ class PlanTask(_Value):
     request: TrainRequest
     model: ModelRef
     train_data: DataRef
-    method: PlannedMethod
-    sharding: Layout
     device: str | None = None
     """A GPU's name such as "H200", or "cpu"; None for what this machine has."""
     device_memory: int | None = None

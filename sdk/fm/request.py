@@ -13,6 +13,7 @@ from fm.errors import RequestError
 from fm.names import check_model_name, check_run_name
 
 Method = Literal["lora", "qlora", "full"]
+Sharding = Literal["none", "full", "full-offload"]
 
 
 class TaskType(StrEnum):
@@ -113,7 +114,7 @@ class TrainRequest(_Request):
     """None: one where there are any."""
     process_memory: float | None = Field(None, gt=0)
     """GiB that are reserved for each process; None: as it comes."""
-    sharding: Literal["none", "full", "full-offload"] = "none"
+    sharding: Sharding = "none"
     """Whether each process holds all of the model, or a part of it; with "full-offload" in the machine's memory."""
     name: str | None = None
     tags: dict[str, str] = Field(default_factory=dict)

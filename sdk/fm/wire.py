@@ -76,7 +76,6 @@ class PlanInquiry(_Body):
 
     request: TrainRequest
     train_data: Data
-    sharding: str | None = Field(None, max_length=100)
     device: str | None = Field(None, max_length=100)
     device_memory: StrictInt | None = Field(None, gt=0)
     price_per_hour: float | None = Field(None, ge=0)

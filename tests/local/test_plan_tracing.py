@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    JambaConfig,
+    Lfm2Config,
+    LlamaConfig,
+    MixtralConfig,
+    Qwen2Config,
+)
 
 from fm.request import LoraConfig
 from fm_local.models.tokenizer import load_tokenizer
@@ -28,6 +36,18 @@ QWEN = Qwen2Config(
     num_key_value_heads=4, tie_word_embeddings=True,
 )
 GPT2 = GPT2Config(vocab_size=300, n_positions=128, n_embd=32, n_layer=5, n_head=2, resid_pdrop=0.1, attn_pdrop=0.0)
+MIXTRAL = MixtralConfig(
+    vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=5, num_attention_heads=2,
+    num_key_value_heads=1, head_dim=16, num_local_experts=4, num_experts_per_tok=2,
+)
+LFM2 = Lfm2Config(
+    vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=7, num_attention_heads=4,
+    num_key_value_heads=2, layer_types=["conv", "conv", "full_attention"] * 2 + ["conv"], pad_token_id=None,
+)
+JAMBA = JambaConfig(
+    vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=8, num_attention_heads=4,
+    num_key_value_heads=2, num_experts=4, attn_layer_period=4, attn_layer_offset=2, mamba_d_state=8, pad_token_id=None,
+)
 TWO_MODULES = LoraConfig(target_modules=("q_proj", "v_proj"), dropout=0.1)
 SHAPES: dict[str, tuple[Any, Step]] = {
     "Llama, LoRA, bf16": (LLAMA, Step(2, 96, LoraConfig(rank=8), torch.bfloat16, autocast=True)),
@@ -36,6 +56,10 @@ SHAPES: dict[str, tuple[Any, Step]] = {
     "Qwen2, full, bf16, written-out attention": (QWEN, Step(2, 80, autocast=True, eager=True)),
     "Qwen2, LoRA with dropout on two modules": (QWEN, Step(1, 127, TWO_MODULES)),
     "GPT-2, full, bf16, with dropout": (GPT2, Step(3, 50, autocast=True)),
+    "Mixtral, full, fp32, experts": (MIXTRAL, Step(2, 40)),
+    "Mixtral, LoRA, bf16, experts": (MIXTRAL, Step(2, 40, LoraConfig(), torch.bfloat16, autocast=True)),
+    "LFM2, LoRA, bf16, convolutions and attention": (LFM2, Step(2, 48, LoraConfig(), torch.bfloat16, autocast=True)),
+    "Jamba, full, fp32, state spaces, attention and experts": (JAMBA, Step(2, 24)),
 }
 
 

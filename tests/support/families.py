@@ -51,14 +51,18 @@ CARRYING = ("mamba", "lfm2")
 ATTENTION = tuple(family for family in FAMILIES if family not in CARRYING)
 
 
+def config_of(family: str) -> Any:
+    """The family's configuration."""
+    kind, sizes = _FAMILIES[family]
+    return AutoConfig.for_model(kind, **(
+        {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": EOS, "pad_token_id": None} | sizes
+    ))
+
+
 def save(family: str, folder: Path, *, seed: int = 3) -> Path:
     """A model of about 50,000 parameters with random weights, saved in `folder`."""
     torch.manual_seed(seed)
-    kind, sizes = _FAMILIES[family]
-    config = AutoConfig.for_model(kind, **(
-        {"vocab_size": VOCABULARY, "bos_token_id": None, "eos_token_id": EOS, "pad_token_id": None} | sizes
-    ))
-    made = AutoModelForCausalLM.from_config(config)
+    made = AutoModelForCausalLM.from_config(config_of(family))
     # Larger than the usual initialisation, so that a wrong gradient shows.
     with torch.no_grad():
         for name, parameter in made.named_parameters():

@@ -10,14 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fm.presets import Preset
 
 
-def build(preset: Preset, *, vocab_size: int, seed: int) -> Any:
-    """A Llama of `preset`'s shape in fp32, embeddings sized for the tokenizer; the same seed gives the same weights.
-
-    Args:
-        vocab_size: tokens of the tokenizer trained on the run's data; at most the preset's own size, usually equal.
-    """
-    config = LlamaConfig(
-        vocab_size=vocab_size,
+def config_of(preset: Preset, *, vocab_size: int | None = None) -> LlamaConfig:
+    """The configuration of `preset`, with embeddings for `vocab_size` tokens; None for as many as the preset says."""
+    return LlamaConfig(
+        vocab_size=vocab_size or preset.vocab_size,
         hidden_size=preset.hidden_size,
         intermediate_size=preset.intermediate_size,
         num_hidden_layers=preset.layers,
@@ -29,6 +25,14 @@ def build(preset: Preset, *, vocab_size: int, seed: int) -> Any:
         eos_token_id=None,
         dtype="float32",
     )
+
+
+def build(preset: Preset, *, vocab_size: int, seed: int) -> Any:
+    """A Llama of `preset`'s shape in fp32, embeddings sized for the tokenizer; the same seed gives the same weights.
+
+    Args:
+        vocab_size: tokens of the tokenizer trained on the run's data; at most the preset's own size, usually equal.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config)
+        return LlamaForCausalLM(config_of(preset, vocab_size=vocab_size))

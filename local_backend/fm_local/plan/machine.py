@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 
 import torch
 
 from fm.errors import RequestError
-from fm.planning import main_memory
+from fm.machine import main_memory
 
 GIB = 2**30
 _GPUS = {
@@ -49,7 +50,9 @@ def find_machine(name: str | None, memory: int | None, *, bf16: bool, processes:
         RequestError: an unknown GPU whose memory is not given.
     """
     if name is None and torch.cuda.is_available():
-        found = torch.cuda.get_device_properties(0)
+        # The largest: a machine may have a small one besides, for a display.
+        properties = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+        found = max(properties, key=lambda device: int(device.total_memory))
         return _gpu(found.name, memory or int(found.total_memory))
     if name is None or name.lower() == "cpu":
         memory = memory or main_memory()
@@ -78,7 +81,11 @@ def _gpu(name: str, memory: int) -> Machine:
 
 
 def _known(name: str) -> tuple[int, int] | None:
-    return next((value for part, value in _GPUS.items() if part.lower().replace("rtx ", "") in name.lower()), None)
+    """TFLOP/s and GB of the GPU that `name` has the words of; its size too where the name says it (A100-40GB)."""
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    found = next((value for part, value in _GPUS.items() if part.lower().removeprefix("rtx ") in words), None)
+    size = re.search(r"\b([0-9]+) ?GB\b", name, re.IGNORECASE)
+    return (found[0], int(size[1])) if found and size else found
 
 
 def _measure_cpu(bf16: bool) -> float:

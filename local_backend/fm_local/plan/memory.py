@@ -1,10 +1,11 @@
-"""From what was traced to the bytes of one device, for a method and a layout."""
+"""From what was traced to the bytes of one process, for a method and a sharding."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fm.plans import Layout, Memory, PlannedMethod
+from fm.plans import Memory
+from fm.request import Method, Sharding
 from fm_local.plan.tracing import Traced
 
 NF4_BITS = 4.127
@@ -40,12 +41,11 @@ class Numbers:
 
 def memory_of(
     traced: Traced,
-    method: PlannedMethod,
-    layout: Layout,
+    method: Method,
+    sharding: Sharding,
     numbers: Numbers,
     *,
     devices: int = 1,
-    layers: int,
     accumulating: bool,
     framework: int,
     fragmentation: float,
@@ -53,11 +53,10 @@ def memory_of(
     """The most that one of `devices` holds.
 
     Args:
-        layers: decoder layers of the model.
         framework, fragmentation: as in `Constants`.
         accumulating: as in the trace's `Step`: gradients are there through the whole of the pass.
     """
-    share = 1.0 if layout == "none" else 0.0 if layout == "offload" else 1.0 / devices
+    share = 1.0 if sharding == "none" else 0.0 if sharding == "full-offload" else 1.0 / devices
     frozen_bits = NF4_BITS / 8 if method == "qlora" else numbers.frozen
     adapter = 0.0 if method == "full" else traced.trained
     if method == "full":
@@ -70,10 +69,10 @@ def memory_of(
 
     gathered = 0.0
     activations = traced.saved - traced.saved_logits
-    if layout != "none":
+    if sharding != "none":
         per_parameter = frozen_bits if method == "qlora" else numbers.compute
-        outside = traced.parameters - layers * traced.layer
-        gathered = min(GATHERED_LAYERS, layers) * traced.layer * per_parameter + outside * numbers.compute
+        outside = max(0.0, traced.parameters - traced.in_layers)
+        gathered = min(GATHERED_LAYERS, traced.layers) * traced.layer * per_parameter + outside * numbers.compute
         if method == "full":
             # A layer's gradient is whole until it is reduced.
             gathered += traced.layer * numbers.gradient
@@ -82,7 +81,7 @@ def memory_of(
     dequantised = traced.largest * numbers.compute if method == "qlora" else 0.0
 
     # Sharded, no device holds all that the trace shows: copies and gradients of weights are shared out.
-    shared_out = layout != "none" and method == "full"
+    shared_out = sharding != "none" and method == "full"
     cast, kept_casts = (traced.casts, traced.casts_kept) if shared_out else (0.0, 0.0)
     made = 0.0 if accumulating else min(traced.trained * numbers.gradient, traced.early)
     phases = [

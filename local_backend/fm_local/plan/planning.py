@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
 
 from fm.display import human_bytes
 from fm.duration import Unit
-from fm.errors import Unavailable
-from fm.plans import Layout, Memory, Plan, PlannedMethod, PlanOption, PlanTask
+from fm.errors import RequestError, Unavailable, Unsupported
+from fm.plans import Memory, Plan, PlanOption, PlanTask
 from fm.presets import PRESETS
-from fm.request import TaskType
+from fm.request import Method, Sharding, TaskType
 from fm.resolve import context_length_of
 from fm.types import ModelRef
+from fm_local.models.presets import config_of
 from fm_local.plan.amounts import Amounts, amounts_of, steps_and_tokens
+from fm_local.plan.layers import build_meta
 from fm_local.plan.machine import Machine, find_machine
 from fm_local.plan.memory import Constants, Numbers, memory_of
-from fm_local.plan.tracing import Step, Traced, build_meta, layers_of, trace
+from fm_local.plan.tracing import Step, Traced, trace
 from fm_local.trainer import device
 
 _DEFAULT_CONTEXT = 2048
@@ -32,12 +35,11 @@ def make_plan(task: PlanTask) -> Plan:
 
     Raises:
         Unavailable: the model's configuration is not on this machine, and the hub can't be asked.
-        Unsupported: the model can't be traced.
-        RequestError: an unknown device.
+        Unsupported: a step of the model can't be traced.
+        RequestError: an unknown device, or an adapter that can't be put on the model.
     """
     request = task.request
-    config = config_of(task.model)
-    layers = layers_of(config)
+    config = configuration_of(task.model)
     bf16 = _computes_in_bf16(task)
     machine = find_machine(task.device, task.device_memory, bf16=bf16, processes=request.num_processes)
     context = request.context_length or context_length_of(task.model) or _DEFAULT_CONTEXT
@@ -48,32 +50,31 @@ def make_plan(task: PlanTask) -> Plan:
 
     size = sum(parameter.numel() for parameter in build_meta(config, torch.float32).parameters())
     checkpointing = device.needs_activation_checkpointing(torch.device(machine.kind), size)
-    lora, full = (
-        trace(config, _step(method, task, machine, bf16, rows, amounts, checkpointing)) for method in ("lora", "full")
-    )
-    traced = {"lora": lora, "qlora": lora, "full": full}
+    traced = _trace_methods(task, config, lambda method: _step(
+        method, task, machine, bf16, rows, amounts, checkpointing
+    ))
     frozen = 2.0 if bf16 else 4.0
     constants = Constants() if machine.kind == "cuda" else Constants(_CPU_PROCESS, 0.0)
 
-    def need(method: PlannedMethod, layout: Layout) -> Memory:
+    def need(method: Method, sharding: Sharding) -> Memory:
         return memory_of(
-            traced[method], method, layout, _numbers(task, frozen), devices=request.num_processes, layers=layers,
+            traced[method], method, sharding, _numbers(task, frozen), devices=request.num_processes,
             accumulating=True, framework=constants.framework, fragmentation=constants.fragmentation,
         )
 
     options = tuple(
         PlanOption(
-            method=method, sharding=layout, memory=(memory := need(method, layout)),
+            method=method, sharding=sharding, memory=(memory := need(method, sharding)),
             fits=memory.reserved <= machine.usable,
-            requested=(method, layout) == (task.method, task.sharding),
+            requested=(method, sharding) == (request.method, request.sharding),
         )
-        for method in get_args(PlannedMethod)
-        for layout in get_args(Layout)
+        for method in get_args(Method) if method in traced
+        for sharding in get_args(Sharding)
     )
     asked = next(option for option in options if option.requested)
-    chosen = traced[task.method]
+    chosen = traced[request.method]
     steps, tokens = steps_and_tokens(request, amounts)
-    speed = _tokens_per_second(chosen, task, machine, amounts, config, layers, checkpointed=checkpointing)
+    speed = _tokens_per_second(chosen, task, machine, amounts, config, checkpointed=checkpointing)
     if request.duration.unit is Unit.SECOND:
         seconds: float | None = float(request.duration.value)
         tokens = round(request.duration.value * speed) if speed else None
@@ -81,6 +82,8 @@ def make_plan(task: PlanTask) -> Plan:
     else:
         seconds = tokens / speed if speed and tokens else None
     price = task.price_per_hour
+    devices = request.num_processes if machine.kind == "cuda" else 1
+    layers = round(chosen.layers)
     most_rows = _most_rows(asked.memory, machine.usable, rows)
     return Plan(
         model=task.model.name,
@@ -88,7 +91,8 @@ def make_plan(task: PlanTask) -> Plan:
         trained_parameters=round(chosen.trained),
         device=machine.name,
         device_memory=machine.memory,
-        devices=request.num_processes,
+        devices=devices,
+        processes=request.num_processes,
         micro_batch=(rows, amounts.longest),
         most_rows=most_rows,
         options=options,
@@ -98,12 +102,15 @@ def make_plan(task: PlanTask) -> Plan:
         tokens=tokens,
         tokens_per_second=speed,
         seconds=seconds,
-        cost=None if price is None or seconds is None else price * request.num_processes * seconds / 3600,
+        cost=None if price is None or seconds is None else price * devices * seconds / 3600,
         assumptions=(
-            f"traced at {min(2, layers)} and {min(4, layers)} of {layers} layers on fake tensors, extrapolated to all",
+            f"traced on fake tensors: all {layers} layers" if layers <= 4 else
+            f"traced on fake tensors: 2 and 4 layers of each kind, extrapolated to all {layers}",
             amounts.assumption,
             f"computed in {'bf16' if bf16 else 'fp32'}; trained weights, their gradients and optimiser states in fp32; "
             f"activation checkpointing {'on' if checkpointing else 'off'}, as the trainer chooses here",
+            f"a row for each example, padded to the longest; packed rows, where the trainer makes them, hold at most "
+            f"{most_tokens:,} tokens instead of {rows * amounts.longest:,}",
             "gradients of an earlier micro-batch are held while the next one is computed",
             "QLoRA: 4.127 bits a parameter in linear layers other than the head, and one of them unpacked at a time",
             f"sharding over {request.num_processes} device{'s' * (request.num_processes > 1)}: two layers, embeddings "
@@ -112,25 +119,38 @@ def make_plan(task: PlanTask) -> Plan:
             f"{human_bytes(machine.memory - machine.usable * (request.num_processes if machine.kind == 'cpu' else 1))} "
             "of the memory are left to the system",
         ),
-        advice=_advice(options, asked, traced["lora"], machine, rows, most_rows, request.num_processes),
+        advice=_advice(options, asked, traced, machine, rows, most_rows, request.num_processes),
     )
 
 
-def config_of(model: ModelRef) -> Any:
+def _trace_methods(
+    task: PlanTask, config: Any, step_of: Callable[[Method], Step]
+) -> dict[Method, Traced]:
+    """A step of each method that the model can be planned with; of the others, only what was asked for is an error."""
+    wanted: dict[Method, tuple[Method, ...]] = {"lora": ("lora", "qlora"), "full": ("full",)}
+    if task.model.kind == "preset":
+        del wanted["lora"]  # an adapter on random weights is refused
+    traced: dict[Method, Traced] = {}
+    for method, alike in wanted.items():
+        try:
+            traced |= dict.fromkeys(alike, trace(config, step_of(method)))
+        except (RequestError, Unsupported):
+            if task.request.method in alike:
+                raise
+    return traced
+
+
+def configuration_of(model: ModelRef) -> Any:
     """The transformers configuration of `model`, or of an adapter's base. Only config.json is read.
 
     Raises:
         Unavailable: it is not here and can't be fetched.
     """
-    from transformers import AutoConfig, LlamaConfig
+    from transformers import AutoConfig
 
     model = model.adapter_of or model
     if preset := PRESETS.get(model.name):
-        return LlamaConfig(
-            vocab_size=preset.vocab_size, hidden_size=preset.hidden_size, intermediate_size=preset.intermediate_size,
-            num_hidden_layers=preset.layers, num_attention_heads=preset.heads, num_key_value_heads=preset.heads,
-            max_position_embeddings=preset.max_context_length, tie_word_embeddings=True,
-        )
+        return config_of(preset)
     try:
         return AutoConfig.from_pretrained(model.path or model.name, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -166,7 +186,7 @@ def _numbers(task: PlanTask, frozen: float) -> Numbers:
 
 
 def _tokens_per_second(
-    traced: Traced, task: PlanTask, machine: Machine, amounts: Amounts, config: Any, layers: int, *, checkpointed: bool
+    traced: Traced, task: PlanTask, machine: Machine, amounts: Amounts, config: Any, *, checkpointed: bool
 ) -> float | None:
     """Over all devices. FLOPs of a token: 2 for each parameter of a matrix product forward, 2 for the gradient of its
     input and, where it is trained, 2 for its own (Kaplan et al. 2020, arXiv 2001.08361, section 2.1); causal attention
@@ -176,9 +196,10 @@ def _tokens_per_second(
     text = config.get_text_config()
     head = traced.vocabulary_size * traced.width * amounts.trained_share
     products = traced.active + head
-    passes = 4.0 if task.method != "full" else 6.0
-    attention = 2.0 * layers * traced.width * min(amounts.mean, getattr(text, "sliding_window", None) or 1e9)
-    flops = passes * products + 3.0 * attention + (6.0 * traced.trained if task.method != "full" else 0.0)
+    full = task.request.method == "full"
+    passes = 6.0 if full else 4.0
+    attention = 2.0 * traced.layers * traced.width * min(amounts.mean, getattr(text, "sliding_window", None) or 1e9)
+    flops = passes * products + 3.0 * attention + (0.0 if full else 6.0 * traced.trained)
     if checkpointed:
         flops += 2.0 * traced.active + attention
     return machine.flops * task.request.num_processes / flops
@@ -190,20 +211,25 @@ def _most_rows(memory: Memory, usable: int, rows: int) -> int:
 
 
 def _advice(
-    options: tuple[PlanOption, ...], asked: PlanOption, lora: Traced, machine: Machine, rows: int, most_rows: int,
-    processes: int,
+    options: tuple[PlanOption, ...], asked: PlanOption, traced: dict[Method, Traced], machine: Machine, rows: int,
+    most_rows: int, processes: int,
 ) -> tuple[str, ...]:
     """In the order in which an expert thinks."""
-    def fits(method: str, layout: str) -> str:
-        option = next(o for o in options if (o.method, o.sharding) == (method, layout))
+    def fits(method: str, sharding: str) -> str:
+        option = next(o for o in options if (o.method, o.sharding) == (method, sharding))
         return f"{human_bytes(option.memory.reserved)}, {'fits' if option.fits else 'does not fit'}"
 
-    advice = [
-        "start with a small model; take a larger one when evaluation says so",
-        f"prefer LoRA ({fits('lora', 'none')}): it trains {lora.trained / max(1, lora.parameters):.1%} as many weights",
-        f"then QLoRA ({fits('qlora', 'none')})",
-        f"then sharding over several devices (LoRA over {processes}: {fits('lora', 'full_shard')})",
-        f"then offload to main memory (LoRA: {fits('lora', 'offload')})",
+    advice = ["start with a small model; take a larger one when evaluation says so"]
+    if lora := traced.get("lora"):
+        share = lora.trained / max(1, lora.parameters)
+        advice += [
+            f"prefer LoRA ({fits('lora', 'none')}): it trains {share:.1%} as many weights",
+            f"then QLoRA ({fits('qlora', 'none')})",
+        ]
+    method, name = ("lora", "LoRA") if lora else ("full", "all weights")
+    advice += [
+        f"then sharding over several devices ({name} over {processes}: {fits(method, 'full')})",
+        f"then offload to main memory ({name}: {fits(method, 'full-offload')})",
     ]
     if asked.fits and most_rows > rows:
         advice.append(f"there is room: raise the micro-batch from {rows} to just under {most_rows} rows")
@@ -211,6 +237,6 @@ def _advice(
         small = next((o for o in options if o.fits and o.memory.reserved < asked.memory.reserved), None)
         advice.append(
             f"what was asked for does not fit {human_bytes(machine.usable)}: "
-            + (f"take method={small.method!r} with sharding {small.sharding}" if small else "take a smaller model")
+            + (f"take method={small.method!r} with sharding={small.sharding!r}" if small else "take a smaller model")
         )
     return tuple(advice)

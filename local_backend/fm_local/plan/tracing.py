@@ -1,31 +1,34 @@
 """One training step on fake tensors: the shapes and lifetimes of all that it computes, without weights or arithmetic.
 
-A few layers are traced and the rest extrapolated, since every layer of a language model costs the same: what is
-measured at two depths is a straight line in the number of layers.
+A few layers are traced and the rest extrapolated, since all layers of one kind cost the same: what is measured at two
+depths is a straight line in the number of layers. Where kinds are mixed (attention and state spaces, dense layers and
+experts), each is traced by itself and counted as often as it occurs.
 """
 
 from __future__ import annotations
 
-import copy
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fm.errors import Unsupported
-from fm_local.plan.watching import LiveBytes, Operations, count_saved
+from fm.errors import FMError, Unsupported
+from fm_local.plan.layers import DecoderLayers, build_meta, make_fake
+from fm_local.plan.watching import GroupedProducts, LiveBytes, Operations, count_saved
 from fm_local.trainer.adapters import add_adapter
 from fm_local.trainer.batching import MicroBatch
 from fm_local.trainer.loss import TokenLoss
 
-_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
-_BY_LAYER = ("layer_types", "mlp_layer_types", "layers_block_type")
-"""Lists in configurations that say something of every layer."""
+_MOST_DEPTH = 4
+"""Layers of one kind that are traced at most; half as many are the other point of the straight line."""
+_SHORT = 8
+"""Tokens of a row on which a model is tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +39,12 @@ class Traced:
     """Parameters of the base."""
     linear: float
     """Those in linear layers other than the head: what QLoRA quantises."""
+    layers: float
+    """Decoder layers."""
+    in_layers: float
+    """Parameters of all of them."""
     layer: float
-    """Those of one decoder layer: what sharding gathers at a time."""
+    """Parameters of the largest decoder layer: what sharding gathers at a time."""
     active: float
     """Those of matrix products before the head that a token passes: of experts, the chosen ones only."""
     width: float
@@ -67,7 +74,11 @@ class Traced:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """How a micro-batch is computed. The defaults are the trainer's own for LoRA without autocast."""
+    """How a micro-batch is computed. The defaults are the trainer's own for LoRA without autocast.
+
+    `trained_dtype`, `gradients_kept` and `loss`, and a step that is not `accumulating`, are there for
+    `benchmarks/plan_accuracy.py`, which predicts what other trainers need.
+    """
 
     rows: int
     width: int
@@ -98,107 +109,121 @@ def trace(config: Any, step: Step) -> Traced:
     """What a forward and backward pass costs for all layers of `config`, a transformers configuration.
 
     Raises:
+        RequestError: the adapter's target modules are not in the model.
         Unsupported: a model that can't be traced.
     """
-    depth = layers_of(config)
-    depths = sorted({min(2, depth), min(4, depth)})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # names that transformers changes; nothing for its users
-        found = [_trace_at(_of_depth(config, layers), step) for layers in depths]
-    if len(found) == 1:
-        return found[0]
-    low, high = map(asdict, found)
-    slope = (depth - depths[0]) / (depths[1] - depths[0])
-    return Traced(**{name: low[name] + slope * (high[name] - low[name]) for name in low})
-
-
-def layers_of(config: Any) -> int:
-    """The configuration's number of decoder layers.
-
-    Raises:
-        Unsupported: it does not say.
-    """
-    text = config.get_text_config()
-    for name in _LAYER_COUNTS:
-        if isinstance(count := getattr(text, name, None), int):
-            return count
-    raise Unsupported(
-        f"the configuration of a {text.model_type} does not name its number of layers", field="model",
-        hint="it can be trained, but not planned for",
-    )
-
-
-def build_meta(config: Any, dtype: torch.dtype) -> Any:
-    """The causal language model of `config`, without storage.
-
-    Raises:
-        Unsupported: transformers has no such model.
-    """
-    from transformers import AutoModelForCausalLM
-
     try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
-    except (ValueError, KeyError) as error:
-        raise Unsupported(f"no causal language model can be built: {error}", field="model") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of changes in transformers, of layouts in PEFT: nothing for its users
+            return _trace(config, step)
+    except FMError:
+        raise
+    except Exception as error:  # whatever a family's code says to tensors without values
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise Unsupported(
+            f"a step of a {config.get_text_config().model_type} can't be traced ({reason})", field="model",
+            hint="it can be trained, but not planned for",
+        ) from error
 
 
-def _trace_at(config: Any, step: Step) -> Traced:
+def _trace(config: Any, step: Step) -> Traced:
     model = build_meta(config, step.dtype)
-    base = sum(p.numel() for p in model.parameters())
-    head = model.get_output_embeddings()
-    linear = [m.weight.numel() for m in model.modules() if _is_linear(m) and m is not head]
-    layer = sum(p.numel() for p in _decoder_layers(model)[0].parameters())
+    counts = _count(model)
+    layers = DecoderLayers(model)
+    kinds = layers.kinds()
+    whole = len(layers.all) <= _MOST_DEPTH
+    if not whole:
+        layers.multiply([kind[0] for kind in kinds for _ in range(_MOST_DEPTH)])
     if step.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if step.eager:
         model.set_attn_implementation("eager")
     if step.lora is not None:
-        with torch.random.fork_rng(devices=[]):  # the caller's random numbers are none of a plan's business
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
             add_adapter(model, step.lora, token_ids=[], seed=0)
     model.train()
-    with FakeTensorMode(), _one_document_a_row():
-        _make_fake(model, step.trained_dtype if step.lora else step.dtype)
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        if step.accumulating:
-            for parameter in trainable:
-                parameter.grad = torch.empty_like(parameter)
-        if not step.gradients_kept:
-            for parameter in trainable:
+    with FakeTensorMode(), GroupedProducts(), _one_document_a_row():  # type: ignore[no-untyped-call]
+        make_fake(model, step.trained_dtype if step.lora else step.dtype)
+        for parameter in model.parameters():
+            if parameter.requires_grad and not step.gradients_kept:
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)
-        batch = _batch(step)
-        # Without the cache, in which the second of two passes would find the first one's copies of the weights.
-        with torch.autocast("cpu", torch.bfloat16, enabled=step.autocast, cache_enabled=False):
-            trainee = step.loss(model) if step.loss else TokenLoss(model, head_apart=_head_is_apart(model))
-        live = LiveBytes(config.get_text_config().vocab_size)
-        with live:
-            with torch.autocast("cpu", torch.bfloat16, enabled=step.autocast):
-                saved, saved_logits, result = count_saved(trainee, lambda: trainee(batch), live.vocabulary)
-            loss = result[0]
-            del result
-            forward = live.most(0)
-            begin = len(live.series)
-            loss.backward()
+        if whole:
+            return Traced(**counts, **_measure(model, step, *_look_at_head(model)))
+        fixed: dict[str, float] = {}
+        sums: dict[str, float] = defaultdict(float)
+        for number, kind in enumerate(kinds):
+            first = _MOST_DEPTH * number
+            layers.put([first])
+            head = _look_at_head(model)
+            found = []
+            for depth in (_MOST_DEPTH // 2, _MOST_DEPTH):
+                layers.put(range(first, first + depth))
+                found.append(_measure(model, step, *head))
+            low, high = found
+            for name in low:
+                slope = (high[name] - low[name]) / (_MOST_DEPTH / 2)
+                sums[name] += slope * len(kind)
+                fixed[name] = max(fixed.get(name, 0.0), high[name] - _MOST_DEPTH * slope)
+    return Traced(**counts, **{name: fixed[name] + sums[name] for name in fixed})
+
+
+def _measure(model: Any, step: Step, head_apart: bool, loops: bool) -> dict[str, float]:
+    """One pass of `model`, as deep as it is now. Where it goes from token to token (state spaces without their own
+    kernels), short rows are traced instead of long ones, and what they cost extrapolated in a straight line."""
+    if not loops or step.width <= 2 * _SHORT:
+        return _pass(model, step, head_apart)
+    low, high = (_pass(model, replace(step, width=width), head_apart) for width in (_SHORT, 2 * _SHORT))
+    return {name: low[name] + (high[name] - low[name]) * (step.width / _SHORT - 1) for name in low}
+
+
+def _count(model: Any) -> dict[str, float]:
+    """What a whole model has, whatever its step does."""
+    head, text = model.get_output_embeddings(), model.config.get_text_config()
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in DecoderLayers(model).all]
+    linear = [m.weight.numel() for m in model.modules() if _is_linear(m) and m is not head]
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "linear": sum(linear),
+        "layers": len(layers),
+        "in_layers": sum(layers),
+        "layer": max(layers),
+        "active": _active(model, head, text),
+        "width": text.hidden_size,
+        "vocabulary_size": text.vocab_size,
+        "largest": max(linear),
+    }
+
+
+def _pass(model: Any, step: Step, head_apart: bool) -> dict[str, float]:
+    """One forward and backward pass of `model`, as deep as it is now."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trainable:
+        parameter.grad = torch.empty_like(parameter) if step.accumulating else None
+    batch = _batch(step)
+    # Without the cache, in which the second of two passes would find the first one's copies of the weights.
+    with torch.autocast("cpu", torch.bfloat16, enabled=step.autocast, cache_enabled=False):
+        trainee = step.loss(model) if step.loss else TokenLoss(model, head_apart=head_apart)
+    live = LiveBytes(model.config.get_text_config().vocab_size)
+    with live:
+        with torch.autocast("cpu", torch.bfloat16, enabled=step.autocast):
+            saved, saved_logits, result = count_saved(trainee, lambda: trainee(batch), live.vocabulary)
+        loss = result[0]
+        del result
+        forward = live.most(0)
+        begin = len(live.series)
+        loss.backward()
     middle = (begin + len(live.series)) // 2
-    casts = sum(2 * p.numel() for p in trainable if p.dim() == 2 and p.dtype is torch.float32) * step.autocast
-    text = config.get_text_config()
-    return Traced(
-        parameters=base,
-        linear=sum(linear),
-        layer=layer,
-        active=_active(model, head, text),
-        width=text.hidden_size,
-        vocabulary_size=text.vocab_size,
-        largest=max(linear),
-        trained=sum(p.numel() for p in trainable),
-        saved=saved,
-        saved_logits=saved_logits,
-        casts=casts,
-        casts_kept=0.0 if step.checkpointing else casts,
+    casts = float(step.autocast) * sum(2 * p.numel() for p in trainable if p.dim() == 2 and p.dtype is torch.float32)
+    return {
+        "trained": sum(p.numel() for p in trainable),
+        "saved": saved,
+        "saved_logits": saved_logits,
+        "casts": casts,
+        "casts_kept": 0.0 if step.checkpointing else casts,
         **dict(zip(("forward", "forward_logits"), forward, strict=True)),
         **dict(zip(("late", "late_logits"), live.most(begin, middle), strict=True)),
         **dict(zip(("early", "early_logits"), live.most(middle), strict=True)),
-    )
+    }
 
 
 @contextmanager
@@ -216,15 +241,21 @@ def _one_document_a_row() -> Iterator[None]:
 
 
 @torch.no_grad()
-def _head_is_apart(model: Any) -> bool:
-    """What `TokenLoss` finds by comparing values, found by comparing operations: there are no values here."""
-    ids = torch.zeros((1, 8), dtype=torch.int64)
-    whole, parts = Operations(), Operations()
+def _look_at_head(model: Any) -> tuple[bool, bool]:
+    """Whether the head can be applied apart, and whether longer rows take more operations.
+
+    The first is what `TokenLoss` finds by comparing values, found by comparing operations: there are no values here.
+    """
+    ids, twice = (torch.zeros((1, width), dtype=torch.int64) for width in (_SHORT, 2 * _SHORT))
+    whole, parts, longer = Operations(), Operations(), Operations()
     with whole:
         model(input_ids=ids, use_cache=False)
+    with longer:
+        model(input_ids=twice, use_cache=False)
     with parts:
         model.get_output_embeddings()(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
-    return model.base_model is not model and whole.counts == parts.counts
+    loops = longer.counts.total() >= whole.counts.total() + _SHORT
+    return model.base_model is not model and whole.counts == parts.counts, loops
 
 
 def _batch(step: Step) -> MicroBatch:
@@ -235,25 +266,6 @@ def _batch(step: Step) -> MicroBatch:
 
 def _drop_gradient(parameter: torch.Tensor) -> None:
     parameter.grad = None
-
-
-def _of_depth(config: Any, layers: int) -> Any:
-    config = copy.deepcopy(config)
-    text = config.get_text_config()
-    for name in _LAYER_COUNTS:
-        if isinstance(getattr(text, name, None), int):
-            setattr(text, name, layers)
-    for name in _BY_LAYER:
-        if isinstance(kinds := getattr(text, name, None), list):
-            setattr(text, name, kinds[:layers])
-    config.use_cache = False
-    return config
-
-
-def _decoder_layers(model: Any) -> Any:
-    """The decoder's layers: the module list with the most parameters."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return max(lists, key=lambda found: sum(p.numel() for p in found.parameters()))
 
 
 def _active(model: nn.Module, head: nn.Module | None, config: Any) -> float:
@@ -271,19 +283,3 @@ def _active(model: nn.Module, head: nn.Module | None, config: Any) -> float:
 
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's linear layer
-
-
-def _make_fake(model: nn.Module, trained_dtype: torch.dtype) -> None:
-    """Gives all meta parameters and buffers fake storage on the CPU; tied ones stay tied."""
-    made: dict[int, nn.Parameter] = {}
-    for module in model.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                if id(parameter) not in made:
-                    trained = parameter.requires_grad
-                    dtype = trained_dtype if trained else parameter.dtype
-                    made[id(parameter)] = nn.Parameter(torch.empty(parameter.shape, dtype=dtype), requires_grad=trained)
-                module._parameters[name] = made[id(parameter)]
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)

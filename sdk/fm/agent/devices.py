@@ -31,6 +31,11 @@ class Devices:
     _CPU_PROCESSES = 1024
 
     @property
+    def indices(self) -> tuple[int, ...]:
+        """Numbers of all accelerators, free or not; empty where there is none."""
+        return self._all
+
+    @property
     def total(self) -> int:
         """The most processes that one run may have here."""
         return len(self._all) or self._CPU_PROCESSES

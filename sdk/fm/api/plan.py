@@ -20,7 +20,8 @@ def plan(
     """What the training that `fm.create` would start with the same parameters needs: memory, steps, time, cost.
 
     No weights are loaded and nothing is written: a step is traced on fake tensors, from the model's configuration.
-    Methods and layouts that can't be trained yet are planned for too.
+    Beside what is asked for, all methods and shardings that the model can be planned with are compared, also those that
+    can't be trained together yet.
 
     Args:
         args, parameters: those of `fm.create`.
@@ -31,6 +32,7 @@ def plan(
     Raises:
         What `fm.create` raises for its parameters.
         Unavailable: the model's configuration is not here.
+        Unsupported: a step of the model can't be traced, though it may be trained.
         RequestError: an unknown device without `device_memory`.
     """
     from fm.creation import prepare
@@ -39,8 +41,7 @@ def plan(
     bound = inspect.signature(create).bind(*args, **parameters)
     bound.apply_defaults()
     given = dict(bound.arguments)
-    sharding, given["sharding"] = given["sharding"], None
     return make_plan(
-        prepare(given, current(given["backend"]), plan_only=True), sharding=sharding,
+        prepare(given, current(given["backend"]), plan_only=True),
         price_per_hour=price_per_hour, device=device, device_memory=parse_bytes(device_memory),
     )

@@ -264,8 +264,8 @@ class RemoteMachine:
         data = task.train_data
         self._files.put(data.path, digest=data.digest, bytes=data.bytes, rows=data.rows)
         inquiry = wire.PlanInquiry(
-            request=task.request, train_data=Data.of(data), sharding=task.sharding, device=task.device,
-            device_memory=task.device_memory, price_per_hour=task.price_per_hour,
+            request=task.request, train_data=Data.of(data), device=task.device, device_memory=task.device_memory,
+            price_per_hour=task.price_per_hour,
         )
         return self._client.ask(Plan, Call("POST", f"{PREFIX}/plan", body=inquiry, key=new_key()))
 

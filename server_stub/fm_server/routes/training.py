@@ -26,7 +26,7 @@ def plan(inquiry: PlanInquiry, mine: Mine) -> Response:
     """Memory, steps, time and cost of a training on data that has been sent. Nothing is trained."""
     return answer(
         make_plan(
-            submission.for_plan(mine, inquiry), sharding=inquiry.sharding, price_per_hour=inquiry.price_per_hour,
-            device=inquiry.device, device_memory=inquiry.device_memory,
+            submission.for_plan(mine, inquiry), price_per_hour=inquiry.price_per_hour, device=inquiry.device,
+            device_memory=inquiry.device_memory,
         )
     )
