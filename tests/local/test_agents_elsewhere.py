@@ -46,7 +46,8 @@ class Team:
     def until(self, condition: Callable[[], bool], *agents: AgentElsewhere) -> None:
         deadline = time.monotonic() + PATIENCE
         while not condition():
-            assert time.monotonic() < deadline, "\n".join(agent.log for agent in agents)
+            log = "\n".join(agent.log for agent in agents)
+            assert time.monotonic() < deadline and all(agent.process.poll() is None for agent in agents), log
             time.sleep(0.1)
 
 
