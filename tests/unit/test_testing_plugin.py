@@ -55,6 +55,7 @@ def test_the_plugin_alone_imports_nothing_heavy() -> None:
 
 
 def test_the_fake_is_chosen_by_name_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "fm_local.trainer", raising=False)  # an earlier test may have imported it
     data = tmp_path / "pairs.jsonl"
     data.write_text('{"prompt": "a", "response": "b"}\n')
     with fm.backend("fake", script=fm.testing.Script(steps=3)):
