@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
 from pathlib import Path
@@ -196,8 +197,11 @@ def test_a_full_training_needs_room_for_its_checkpoints(
     import shutil
 
     folder = model_folder(tmp_path / "m")
+    weights = {"w": {"dtype": "F32", "shape": [250_000_000], "data_offsets": [0, 1_000_000_000]}}
+    header = json.dumps(weights).encode()
     with (folder / "model.safetensors").open("wb") as file:
-        file.truncate(1_000_000_000)
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 1_000_000_000)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("fm.examine.shutil.disk_usage", lambda _: usage._replace(free=5_000_000_000))
     fm.create(str(folder), data, backend=local)
