@@ -24,8 +24,9 @@ from fm.request import TrainRequest
 from fm.types import DataRef, ModelRef
 
 Stage = Literal["check", "train"]
-PauseReason = Literal["loading", "saving", "answering"]
-"""What may keep a healthy training from doing a step for long."""
+PauseReason = Literal["waiting", "loading", "saving", "answering"]
+"""What may keep a healthy training from doing a step for long. While it waits, for a place on a cluster, it has not
+begun: no wall-clock budget counts that."""
 
 EXIT_FAILED = 1
 """The stage wrote a FAILED, CHECK_FAILED or FAILED_EXCEPTION event before it exited."""

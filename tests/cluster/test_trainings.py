@@ -5,11 +5,13 @@ Each part once here; `make prove` kills each ten times.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
 
 import fm
+from fm.errors import RunFailed
 from support.local import local_backend
 from support.ray_cluster import Cluster
 from support.ray_kills import PATIENCE, RayVictim, farthest
@@ -36,10 +38,6 @@ def test_two_nodes_train_as_two_processes_of_one_machine_do(two_nodes: fm.Run, v
     assert answers[0] == answers[1]
 
 
-def test_the_log_has_the_lines_of_every_process(two_nodes: fm.Run) -> None:
-    assert {"world_rank=0", "world_rank=1"} <= set(two_nodes.logs().replace(",", "").split())
-
-
 def test_a_killed_agent_and_a_killed_worker_cost_no_run_and_change_no_loss(
     two_nodes: fm.Run, victim: RayVictim
 ) -> None:
@@ -56,6 +54,31 @@ def test_a_killed_node_and_a_restarted_head_cost_no_run_and_change_no_loss(
     assert victim.disturb(run, "node")
     assert victim.disturb(run, "head")
     victim.check(run, two_nodes, starts=3)
+
+
+def test_two_processes_on_each_of_two_nodes_go_on_as_two_when_a_node_is_gone(
+    two_nodes: fm.Run, victim: RayVictim
+) -> None:
+    run = victim.create(num_processes=4, min_processes=2)
+    try:
+        assert victim.disturb(run, "second")
+        victim.check(run, two_nodes, starts=2)
+    finally:
+        victim.cluster.start_second()
+    # Each process has said which it is, and each line has come with the process that printed it.
+    said = re.findall(r"RayTrainWorker pid=(\d+).*\) process (\d) of (\d)", run.logs())
+    assert sorted((number, of) for _, number, of in said) == [(str(n + 1), str(of)) for of in (2, 4) for n in range(of)]
+    assert len({pid for pid, _, _ in said}) == 6
+
+
+def test_a_node_that_does_not_see_the_runs_folder_fails_the_run_with_one_sentence(victim: RayVictim) -> None:
+    run = victim.create()
+    attempt = victim.backend.storage.run(run.id).attempt(1)
+    victim.wait_for(attempt.log.exists, "the job's begin")
+    attempt.job.rename(attempt.path / "away.json")
+    with pytest.raises(RunFailed, match=r"attempts/1 is not there on the Ray cluster's node .*: set FM_RUNS to a folder"):
+        run.wait(PATIENCE)
+    assert run.refresh().attempt == 1
 
 
 def test_cancelling_ends_every_worker_after_a_last_checkpoint(victim: RayVictim) -> None:

@@ -17,7 +17,8 @@ from pathlib import Path
 import httpx
 import psutil
 
-PATIENCE = 90.0
+PATIENCE = 300.0
+"""Seconds that a cluster gets to come up. Generous, for machines with other work: on a quiet one it takes ten."""
 _PORTS_EACH = 150
 
 
@@ -26,7 +27,10 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.port, self.dashboard, self._workers = _free_ports()
+        # All are named: where several nodes are on one machine, each of Ray's default ports is only the first's. A node
+        # whose job agent finds its port taken says nothing, and answers every job with "No available agent".
+        self.port = _free_ports()
+        self.dashboard, self._agents, self._workers = self.port + 1, self.port + 2, self.port + 10
         self.address = f"http://127.0.0.1:{self.dashboard}"
         self.token = secrets.token_hex(32)
         self.environment = {"FM_RAY_ADDRESS": self.address, "RAY_AUTH_TOKEN": self.token}
@@ -36,34 +40,34 @@ class Cluster:
         self.start_head()
         self.start_second()
 
-    def start_head(self, *, alone: bool = True) -> None:
+    def start_head(self) -> None:
         self._start(
             "head", 0, f"--head --port={self.port} --dashboard-host=127.0.0.1 --dashboard-port={self.dashboard} "
             f"--ray-client-server-port={self._workers + 3 * _PORTS_EACH} --temp-dir={self.folder}"
         )  # fmt: skip
-        if alone:
-            self._wait_for_nodes(1)
+        self._wait_for("head", 0)
 
     def start_second(self) -> None:
         self._start("second", 1, f"--address=127.0.0.1:{self.port}")
-        self._wait_for_nodes(2)
+        self._wait_for("second", 1)
 
     def kill(self, node: str) -> None:
         """Kills the "head" or the "second" node with all that runs on it, as a lost machine does."""
-        for process in self.processes(node):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        while found := self.processes(node):
+            for process in found:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(found, timeout=1)  # what one of them has just started is found the next time
         self._nodes.pop(node).wait()
+        if node == "head":  # `ray start` would take the second node, which outlives it here, for a sign that it runs
+            (self.folder / "ray_current_cluster").unlink(missing_ok=True)
 
     def processes(self, node: str) -> list[psutil.Process]:
-        """All processes of a node."""
-        top = psutil.Process(self._nodes[node].pid)
-        found = [top, *top.children(recursive=True)]
-        mark = f"fm-ray-node={self.port}-{node}"
-        known = {process.pid for process in found}
+        """All processes of a node: they inherit its mark."""
+        found, mark = [], self._mark(node)
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                if process.pid not in known and process.environ().get("FM_TEST_RAY_NODE") == mark:
+                if process.environ().get("FM_TEST_RAY_NODE") == mark:
                     found.append(process)
         return found
 
@@ -82,6 +86,7 @@ class Cluster:
             [
                 str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats",
                 "--num-cpus=2", "--num-gpus=0", "--object-store-memory=80000000",
+                f"--dashboard-agent-listen-port={self._agents + number}",
                 f"--min-worker-port={first}", f"--max-worker-port={first + _PORTS_EACH - 1}", *arguments.split(),
             ],
             env={
@@ -90,17 +95,28 @@ class Cluster:
                 "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(Path(__file__).parents[1])]),
                 "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "RAY_TMPDIR": str(self.folder),
                 "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
-                "FM_TEST_RAY_NODE": f"fm-ray-node={self.port}-{node}",
+                "FM_TEST_RAY_NODE": self._mark(node),
             },
             cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
 
-    def _wait_for_nodes(self, count: int) -> None:
+    def _mark(self, node: str) -> str:
+        return f"{self.folder}-{node}"
+
+    def _wait_for(self, node: str, number: int) -> None:
+        """Waits until the node belongs to the cluster and its job agent answers."""
         deadline = time.monotonic() + PATIENCE
-        while self.living_nodes() < count:
-            logs = "".join(path.read_text()[-2000:] for path in self.folder.glob("*.log"))
-            assert time.monotonic() < deadline, f"the Ray cluster did not come up: {logs}"
+        while not (self._agent_answers(number) and self.living_nodes() > number):
+            log = (self.folder / f"{node}.log").read_text()[-2000:]
+            assert self._nodes[node].poll() is None, f"the {node} node has ended: {log}"
+            assert time.monotonic() < deadline, f"the {node} node did not come up: {log}"
             time.sleep(0.2)
+
+    def _agent_answers(self, number: int) -> bool:
+        try:
+            return httpx.get(f"http://127.0.0.1:{self._agents + number}/api/local_raylet_healthz").is_success
+        except httpx.HTTPError:
+            return False
 
     def living_nodes(self) -> int:
         """How many nodes the cluster itself believes to be alive; 0 while nobody answers."""
@@ -134,11 +150,13 @@ def ray_cluster() -> Iterator[Cluster]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _free_ports() -> tuple[int, int, int]:
-    """Ports for the head and its dashboard, and the first of several hundred in a row; other clusters take others."""
-    for base in range(20_000 + (os.getpid() % 20) * 1000, 60_000, 1000):
+def _free_ports() -> int:
+    """The first of several hundred ports in a row, below those that the system gives to anybody; clusters of other
+    processes begin elsewhere."""
+    for number in range(12):
+        base = 20_000 + (os.getpid() + number) % 12 * 1000
         with socket.socket() as first, socket.socket() as second, suppress(OSError):
             first.bind(("0.0.0.0", base))
             second.bind(("127.0.0.1", base + 1))
-            return base, base + 1, base + 10
+            return base
     raise AssertionError("no free ports")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -22,7 +23,8 @@ from fm.lifecycle import EventType, Status
 from support.data import many_pairs
 from support.ray_cluster import Cluster
 
-PATIENCE = 240.0
+PATIENCE = 900.0
+"""Seconds. Generous, for machines with other work: a training here takes half a minute."""
 PARTS = ("worker", "node", "head", "agent")
 
 
@@ -46,15 +48,15 @@ class RayVictim:
             "backend": backend,
         }
 
-    def create(self) -> fm.Run:
-        return fm.create(**self.request, launcher="ray", num_nodes=2)
+    def create(self, **more: Any) -> fm.Run:
+        return fm.create(**self.request, launcher="ray", num_nodes=2, **more)
 
     def here(self) -> fm.Run:
         """The same training by two processes of this machine, without a cluster."""
         return fm.create(**self.request, num_processes=2).wait(PATIENCE)
 
     def disturb(self, run: fm.Run, part: str) -> bool:
-        """Kills `part` once the newest attempt of `run` has saved a checkpoint, and starts anew what nobody else does.
+        """Kills `part`, one of `PARTS` or the "second" node for good, once the newest attempt of `run` has saved a checkpoint, and starts anew what nobody else does.
         Returns whether the run was still going."""
         seen = run.refresh().record.checkpoint_step or 0
         self.wait_for(lambda: (run.refresh().record.checkpoint_step or 0) > seen or run.status.is_terminal(), "a step")
@@ -84,13 +86,16 @@ class RayVictim:
     def _kill_worker(self) -> None:
         self.cluster.workers()["second"][0].kill()
 
+    def _kill_second(self) -> None:
+        self.cluster.kill("second")
+
     def _kill_node(self) -> None:
         self.cluster.kill("second")
         self.cluster.start_second()
 
     def _kill_head(self) -> None:
         self.cluster.kill("head")
-        self.cluster.start_head(alone=False)
+        self.cluster.start_head()
         # A node ends once it finds that its head is another one; whoever runs the cluster starts it again.
         self.cluster.kill("second")
         self.cluster.start_second()

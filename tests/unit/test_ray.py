@@ -104,7 +104,7 @@ def test_a_node_without_the_folder_or_with_another_version_says_so(
 ) -> None:
     away = StageFolder(tmp_path / "attempts" / "1")
     assert main("train", away, fm.__version__, 1, 1, {"CPU": 1.0}) == EXIT_MISFIT
-    assert "set FM_RUNS to a folder that all of its nodes and this machine share" in capsys.readouterr().out
+    assert "set FM_RUNS to a folder that all of its nodes and the agent's machine share" in capsys.readouterr().out
     assert main("train", away, "9.9.9", 1, 1, {"CPU": 1.0}) == EXIT_MISFIT
     assert f"the Ray cluster has ftctl {fm.__version__}, and the run was started by 9.9.9" in capsys.readouterr().out
 

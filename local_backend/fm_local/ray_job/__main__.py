@@ -12,15 +12,19 @@ import os
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import fm
 from fm.agent.processes import noted_exit
-from fm.job import EXIT_LOST, EXIT_STOPPED, Reporter
+from fm.job import EXIT_LOST, EXIT_STOPPED, Job, Reporter
 from fm.layout import StageFolder
-from fm.lifecycle import EventType
+from fm.lifecycle import EventType, Fault
+from fm.ray.cluster import Node
+from fm.ray.placing import Ask, place
 from fm_local.ray_job.fence import is_over
+from fm_local.ray_job.rank import SHARE, Misplaced
 
 EXIT_MISFIT = 78
 _PATIENCE = 30.0
@@ -36,10 +40,15 @@ def main(stage: str, folder: StageFolder, version: str, nodes: int, per_node: in
               "same on both (FM_RAY_ENV can name it)")
         return EXIT_MISFIT
     if not folder.job.exists():
-        print(f"ftctl: {folder.path} is not there on the Ray cluster's node {os.uname().nodename}: set FM_RUNS to a "
-              "folder that all of its nodes and this machine share under one path")
+        print(f"ftctl: {folder.path} is not there on the Ray cluster's node {os.uname().nodename}: {SHARE}")
         return EXIT_MISFIT
-    log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        # Only one job begins what lies in a folder: a head that forgot it was handed the first is handed a second.
+        log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+    except FileExistsError:
+        return EXIT_STOPPED
+    if is_over(folder):
+        return EXIT_STOPPED
     os.dup2(log, 1)
     os.dup2(log, 2)
     if stage == "check":
@@ -58,7 +67,7 @@ def _train(folder: StageFolder, nodes: int, per_node: int, each: dict[str, float
     threading.Thread(target=_watch, args=(folder,), daemon=True).start()
     ray.init(logging_level=logging.WARNING)
     asked = f"{per_node} processes with {each} on each of {nodes} nodes"
-    threading.Thread(target=_wait_for_place, args=(folder, asked), daemon=True).start()
+    threading.Thread(target=_wait_for_place, args=(folder, nodes, asked), daemon=True).start()
     trainer = TorchTrainer(
         train,
         train_loop_config={"folder": str(folder.path)},
@@ -75,26 +84,30 @@ def _train(folder: StageFolder, nodes: int, per_node: int, each: dict[str, float
         trainer.fit()
     except Exception as error:
         print(f"{type(error).__name__}: {error}", flush=True)
+        for failure in getattr(error, "worker_failures", {}).values():
+            if isinstance(failure, Misplaced):
+                return _misfit(folder, str(failure))
         time.sleep(1.5)  # what the workers printed last is on its way here
         return noted_exit(folder) or EXIT_LOST
     return noted_exit(folder) or 0
 
 
+def _misfit(folder: StageFolder, why: str) -> int:
+    """Says why no attempt on these nodes could do better."""
+    with closing(Reporter(folder)) as reporter:
+        reporter.event(EventType.FAILED, why, fault=Fault.INFRASTRUCTURE.value, exit_code=EXIT_MISFIT)
+    return EXIT_MISFIT
+
+
 def _placement(nodes: int, per_node: int, each: dict[str, float]) -> dict[str, Any]:
     """How Ray is told to put `per_node` processes on each of `nodes` nodes."""
-    import ray
-
     if nodes == 1:
         return {"placement_strategy": "STRICT_PACK"}
     if per_node == 1:
         return {"placement_strategy": "STRICT_SPREAD"}
     # No strategy of Ray's says "so many on each": the nodes are named.
-    fitting = [
-        node["NodeID"]
-        for node in ray.nodes()  # type: ignore[no-untyped-call]
-        if node["Alive"] and all(node["Resources"].get(name, 0) >= per_node * amount for name, amount in each.items())
-    ]
-    return {"label_selector": [{"ray.io/node-id": node} for node in fitting[:nodes] for _ in range(per_node)]}
+    fitting = Ask(nodes, per_node, each).fitting(_living_nodes())
+    return {"label_selector": [{"ray.io/node-id": node.id} for node in fitting[:nodes] for _ in range(per_node)]}
 
 
 def _watch(folder: StageFolder) -> None:
@@ -107,20 +120,33 @@ def _watch(folder: StageFolder) -> None:
     os._exit(EXIT_STOPPED)
 
 
-def _wait_for_place(folder: StageFolder, asked: str) -> None:
-    """Shows that the job lives until its first worker does, and says once what it waits for."""
+def _wait_for_place(folder: StageFolder, nodes: int, asked: str) -> None:
+    """Shows that the job lives until its first worker does, and says once what it waits for. Ends the attempt if it
+    waits for a node that is gone, and the request allows it to go on with fewer."""
     import ray
 
-    reporter, began, told = Reporter(folder), time.monotonic(), False
-    while not folder.process.exists():
-        reporter.sign()
-        if time.monotonic() - began > _PATIENCE and not told:
-            told = True
-            left = ray.available_resources()  # type: ignore[no-untyped-call]
-            free = {name: left.get(name, 0.0) for name in ("CPU", "GPU", "memory")}
-            reporter.event(EventType.WARNING, f"waits for room on the Ray cluster: asks for {asked}; free are {free}")
-        time.sleep(1)
-    reporter.close()
+    request, began, told = Job.read(folder).request, time.monotonic(), False
+    with closing(Reporter(folder)) as reporter:
+        reporter.pause("waiting", 60.0)
+        while not folder.process.exists():
+            reporter.sign()
+            if (now := place(request, _living_nodes())) and now.nodes < nodes:
+                print(f"ftctl: of {nodes} nodes {now.nodes} are left", flush=True)
+                os._exit(EXIT_LOST)
+            if time.monotonic() - began > _PATIENCE and not told:
+                told = True
+                left = ray.available_resources()  # type: ignore[no-untyped-call]
+                free = {name: left.get(name, 0.0) for name in ("CPU", "GPU", "memory")}
+                why = f"waits for room on the Ray cluster: asks for {asked}; free are {free}"
+                reporter.event(EventType.WARNING, why)
+            time.sleep(1)
+
+
+def _living_nodes() -> list[Node]:
+    import ray
+
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return [Node(node["NodeID"], node["Resources"]) for node in nodes if node["Alive"]]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,16 @@ from fm.layout import StageFolder
 from fm_local.ray_job.fence import is_over, order
 from fm_local.trainer.__main__ import do_job, note_exit
 
+SHARE = "set FM_RUNS to a folder that all of its nodes and the agent's machine share under one path"
+"""What to do about a run's folder that a node does not have."""
+
 
 class RankFailed(Exception):
     """This process could not finish; the others end with it."""
+
+
+class Misplaced(RankFailed):
+    """This process can't work where it was put, and another attempt could not either."""
 
 
 def train(config: dict[str, Any]) -> None:
@@ -26,12 +34,14 @@ def train(config: dict[str, Any]) -> None:
     Raises:
         RankFailed: it ended otherwise than by finishing, or by stopping as it was asked to.
     """
-    folder = StageFolder(Path(config["folder"]))
+    began, folder = datetime.now(UTC), StageFolder(Path(config["folder"]))
+    node, rank, count = os.uname().nodename, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    print(f"process {rank + 1} of {count} on {node}", flush=True)
     if not folder.job.exists():
-        raise RankFailed(f"{folder.path} is not there on {os.uname().nodename}: all nodes have to share FM_RUNS")
+        raise Misplaced(f"{folder.path} is not there on the Ray cluster's node {node}: {SHARE}")
     stop = threading.Event()
     threading.Thread(target=_tend, args=(folder, stop), daemon=True).start()
-    code = do_job(folder, stop.is_set)
+    code = do_job(folder, stop.is_set, began=began)
     note_exit(folder, code)
     if code not in (0, EXIT_STOPPED):
         raise RankFailed(f"exit code {code}")

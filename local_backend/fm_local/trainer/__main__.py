@@ -15,9 +15,11 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from fm.agent.processes import leftover
 from fm.errors import FMError
 from fm.files import write_json
 from fm.job import EXIT_DISK_FULL, EXIT_FAILED, EXIT_LOST, EXIT_STOPPED, Job, Reporter
@@ -44,15 +46,18 @@ def main(folder: StageFolder) -> int:
     return do_job(folder, stop.is_set)
 
 
-def do_job(folder: StageFolder, stop_requested: Callable[[], bool]) -> int:
-    """Trains in `folder` as one of the processes that do; returns the exit code."""
-    if not _own(folder):
+def do_job(folder: StageFolder, stop_requested: Callable[[], bool], *, began: datetime | None = None) -> int:
+    """Trains in `folder` as one of the processes that do; returns the exit code. `began` is when the training began, if
+    it had to wait for its place; else it counts from when the agent started it."""
+    if not _own(folder, began):
         return EXIT_STOPPED  # not 0, by which torchrun would let the other ranks wait for this one
     os.environ.update(_QUIET)
     try:
         from fm_local.trainer.loop import train
 
-        return 0 if train(Job.read(folder), folder, stop_requested=stop_requested) else EXIT_STOPPED
+        job = Job.read(folder)
+        job = job.model_copy(update={"started_at": max(began, job.started_at)}) if began else job
+        return 0 if train(job, folder, stop_requested=stop_requested) else EXIT_STOPPED
     except Exception as error:
         traceback.print_exc()
         return _report(folder, error)
@@ -64,11 +69,11 @@ def is_outdated(folder: StageFolder) -> bool:
     return bool(attempts) and attempts[0][0] > int(folder.path.name)
 
 
-def _own(folder: StageFolder) -> bool:
+def _own(folder: StageFolder, began: datetime | None) -> bool:
     """Writes who does this job, then looks whether a newer attempt has taken its place. An agent makes the newer folder
     before it looks for this process, so one of the two always sees the other."""
     if _is_first():
-        write_json(folder.process, _identity())
+        write_json(folder.process, _identity() | ({"began": began.timestamp()} if began else {}))
     return not is_outdated(folder)
 
 
@@ -95,7 +100,7 @@ def note_exit(folder: StageFolder, code: int) -> None:
     has adopted this process sees no code at all."""
     if _is_first():
         with suppress(FMError, OSError):  # a full disk; the process itself exits with the code too
-            write_json(folder.process, {**_identity(), "exit": code})
+            write_json(folder.process, {**(leftover(folder) or _identity()), "exit": code})
 
 
 def _report(folder: StageFolder, error: Exception) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from fm.agent.processes import leftover
 from fm.layout import StageFolder
 
 _SHORTEST_STALL = timedelta(minutes=5)
@@ -15,9 +16,19 @@ SILENCE = timedelta(minutes=10)
 _LONGEST_GAP = timedelta(seconds=5)
 
 
+def began(folder: StageFolder, started: datetime) -> datetime:
+    """When the training in `folder` began: as it `started`, or when its first process did, if it has noted that: then
+    it had to wait for its place."""
+    noted = (leftover(folder) or {}).get("began")
+    return max(started, datetime.fromtimestamp(noted, UTC)) if isinstance(noted, float) else started
+
+
 def seconds_lived(folder: StageFolder, since: datetime) -> float:
-    """Seconds from `since` to the last file that the process in `folder` wrote: downtime is not training time."""
-    started = since.timestamp()
+    """Seconds from when the attempt that was started at `since` began to the last file that it wrote: neither waiting
+    nor downtime is training time."""
+    if (pause := _pause_in(folder)) and pause[0] == "waiting":
+        return 0.0
+    started = began(folder, since).timestamp()
     signs = [path.stat().st_mtime for path in (folder.heartbeat, folder.events, folder.metrics) if path.exists()]
     return max(0.0, max(signs, default=started) - started)
 

@@ -18,7 +18,7 @@ from fm.agent.grace import Grace
 from fm.agent.ingest import Cursor, News, cap_log, read_news
 from fm.agent.inputs import Inputs
 from fm.agent.jobs import make_job
-from fm.agent.signs import Silence, WatchedTime, seconds_lived
+from fm.agent.signs import Silence, WatchedTime, began, seconds_lived
 from fm.errors import Conflict, DiskFull, StoreError, Unavailable
 from fm.files import size_of
 from fm.filestore import FileStore
@@ -265,7 +265,7 @@ class Worker:
             self._crashed(None)
             return
         version, now = self._freight.version(self._run, manifest, self._work["facts"]), self._store.clock.now()
-        ran = (now - (self._run.attempt_started_at or now)).total_seconds()
+        ran = (now - began(self._stage_folder(), self._run.attempt_started_at or now)).total_seconds()
         event = Event(type=EventType.COMPLETED, time=now, message="done", data={"ran_seconds": max(0.0, ran)})
         self._run = self._store.complete(self.lease, event, version, disk_bytes=size_of(self._folder.path))
 

@@ -139,10 +139,6 @@ class RayCluster:
         """Ends the job with all its workers; nothing if Ray knows of none."""
         self._ask("POST", f"/api/jobs/{quote(job_id)}/stop", missing={})
 
-    def forget(self, job_id: str) -> None:
-        """Removes a job that has ended, so that another may bear its name."""
-        self._ask("DELETE", f"/api/jobs/{quote(job_id)}", missing={})
-
     def logs(self, job_id: str) -> str:
         """What the job's entry point has printed."""
         return str(self._ask("GET", f"/api/jobs/{quote(job_id)}/logs", missing={}).get("logs", ""))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shlex
 import time
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ from fm.layout import StageFolder
 from fm.lifecycle import EventType, Fault
 from fm.ray.cluster import RayCluster, RayJob
 from fm.ray.placing import Ask, no_room, place
+from fm.request import TrainRequest
 from fm.types import RunRecord
 
 _ASK_EVERY = 2.0
@@ -32,6 +34,12 @@ _ASK_EVERY = 2.0
 _LOST_AFTER = 20.0
 """Seconds without a sign from the first worker, after which a job that Ray knows nothing of is over. A living worker
 signs every second, whatever it does."""
+_SLOWEST = 30.0
+"""Seconds between two attempts to hand a job to a cluster that does not take it; it begins with two, and doubles."""
+_TELL_AFTER = 30.0
+"""Seconds after which a run that waits for the cluster says for what."""
+_PREPARING = 1800.0
+"""Seconds that Ray may take to prepare a job's environment and to start it."""
 _ENTRY = "fm_local.ray_job"
 _QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE",
@@ -44,57 +52,62 @@ _QUIET = {
 class _Watch:
     """What was last seen of a job by this agent."""
 
-    asked: float = float("-inf")
+    began: float
+    ask_at: float
+    pause: float = _ASK_EVERY
+    """Seconds until the cluster is asked again to take the job."""
     job: RayJob | None = None
     reached: bool = False
     sign: tuple[int, int] | None = None
     signed: float = 0.0
+    told: set[str] = field(default_factory=set)
 
 
 class RayLauncher:
     """Starts stages as jobs of a Ray cluster."""
 
-    def __init__(self, cluster: RayCluster | None = None, *, entry: str = _ENTRY) -> None:
+    def __init__(
+        self, cluster: RayCluster | None = None, *, entry: str = _ENTRY, now: Callable[[], float] = time.monotonic
+    ) -> None:
         """`cluster` is by default the one that FM_RAY_ADDRESS names, `entry` the module that a job runs: as
-        ``python -m entry stage folder version …``."""
+        ``python -m entry stage folder version …``; `now` is a clock in seconds."""
         self._own = cluster
         self._entry = entry
+        self._now = now
         self._watches: dict[str, _Watch] = {}
         self._clusters = {cluster.address: cluster} if cluster else {}
 
     def start(self, run: RunRecord, folder: StageFolder, stage: Stage) -> Handle:
+        """Names the job. `poll` hands it to the cluster, and does so again until the cluster takes it: so it is one
+        attempt, and one folder, however long that lasts."""
         cluster = self._own or RayCluster.of_environment()
-        cluster.check_version()
-        job_id = f"{run.id}-{Job.read(folder).attempt if stage == 'train' else 'check'}"
-        for older in cluster.unfinished(f"{run.id}-"):
-            if older != job_id:
-                cluster.stop(older)
-        ask = self._place(cluster, run, stage)
-        handle = {"address": cluster.address, "job": job_id, "folder": str(folder.path), "stage": stage}
-        before = cluster.job(job_id)
-        if before and not before.ended:
-            return handle  # an agent died between asking for it and noting it
-        if before:
-            cluster.forget(job_id)
-        environment = runtime_environment(run.caller.env)
-        cluster.submit(job_id, self._command(folder, stage, ask), environment, cpus=1 if stage == "check" else 0)
-        return handle
+        number = Job.read(folder).attempt if stage == "train" else f"check-{secrets.token_hex(3)}"
+        handle = {"address": cluster.address, "run": run.id, "job": f"{run.id}-{number}"}
+        return handle | {"folder": str(folder.path), "stage": stage, "env": run.caller.env}
 
     def poll(self, handle: Handle) -> Poll:
         folder = StageFolder(Path(handle["folder"]))
         if (code := processes.noted_exit(folder)) is not None:
             return Poll(Life.EXITED, code)
-        watch, now = self._watches.setdefault(handle["job"], _Watch(signed=time.monotonic())), time.monotonic()
+        now = self._now()
+        watch = self._watches.setdefault(handle["job"], _Watch(began=now, ask_at=now, signed=now))
         if (sign := _sign(folder)) != watch.sign:
             watch.sign, watch.signed = sign, now
-        if now - watch.asked >= _ASK_EVERY:
-            watch.asked = now
-            self._ask(handle, watch)
-        silent = now - watch.signed > _LOST_AFTER
+        has_begun = folder.log.exists() or sign is not None
+        if not has_begun and not (watch.reached and watch.job) and folder.order.exists():
+            return Poll(Life.EXITED)  # should a cluster that can't be asked begin it after all, it sees the order
+        if now >= watch.ask_at:
+            watch.ask_at = now + _ASK_EVERY
+            try:
+                self._ask(handle, folder, watch, has_begun=has_begun)
+            except Unavailable as error:
+                if not has_begun:
+                    self._wait(folder, watch, error.message)
+        silent = has_begun and now - watch.signed > _LOST_AFTER
         if not watch.reached:
             return Poll(Life.UNKNOWN if silent else Life.ALIVE)
         if watch.job is None:
-            return Poll(Life.EXITED) if silent else Poll(Life.ALIVE)
+            return Poll(Life.EXITED if silent else Life.ALIVE)
         if not watch.job.ended:
             return Poll(Life.ALIVE)
         if watch.job.status != "SUCCEEDED" and (not folder.log.exists() or not folder.log.stat().st_size):
@@ -109,13 +122,40 @@ class RayLauncher:
             with suppress(Unavailable, Unauthorised):  # its workers look for the order by themselves
                 self._cluster(handle).stop(handle["job"])
 
-    def _place(self, cluster: RayCluster, run: RunRecord, stage: Stage) -> Ask:
-        if stage == "check":
-            return Ask(1, 1, {"CPU": 1.0})
-        nodes = cluster.nodes()
-        if (ask := place(run.request, nodes)) is None:
-            raise Unavailable(no_room(run.request, nodes))
-        return ask
+    def _ask(self, handle: Handle, folder: StageFolder, watch: _Watch, *, has_begun: bool) -> None:
+        """Asks for the job; hands it over if the cluster has none of that name and it can't have begun.
+
+        Raises:
+            Unavailable: the cluster can't be reached, is not ready for jobs, or has no room.
+        """
+        cluster, watch.reached = self._cluster(handle), False
+        try:
+            watch.job = cluster.job(handle["job"])
+        except Unauthorised:
+            if has_begun:
+                return
+            raise
+        watch.reached = True
+        if watch.job or has_begun:
+            return
+        cluster.check_version()
+        for older in cluster.unfinished(f"{handle['run']}-"):
+            cluster.stop(older)
+        stage, request = handle["stage"], Job.read(folder).request
+        ask = _place(cluster, request) if stage == "train" else Ask(1, 1, {"CPU": 1.0})
+        environment = runtime_environment(handle["env"])
+        cluster.submit(handle["job"], self._command(folder, stage, ask), environment, cpus=1 if stage == "check" else 0)
+        watch.job, watch.signed = RayJob("PENDING"), self._now()
+
+    def _wait(self, folder: StageFolder, watch: _Watch, why: str) -> None:
+        """Puts off the next attempt to hand the job over, and says after a while for what it waits."""
+        now = self._now()
+        watch.ask_at, watch.pause = now + watch.pause, min(2 * watch.pause, _SLOWEST)
+        with closing(Reporter(folder)) as reporter:
+            reporter.pause("waiting", _PREPARING)
+            if now - watch.began >= _TELL_AFTER and why not in watch.told:
+                watch.told.add(why)
+                reporter.event(EventType.WARNING, f"waits for the Ray cluster: {why}")
 
     def _command(self, folder: StageFolder, stage: Stage, ask: Ask) -> str:
         words = ["python", "-m", self._entry, stage, str(folder.path), fm.__version__]
@@ -125,12 +165,6 @@ class RayLauncher:
         if handle["address"] not in self._clusters:
             self._clusters[handle["address"]] = RayCluster.at(handle["address"])
         return self._clusters[handle["address"]]
-
-    def _ask(self, handle: Handle, watch: _Watch) -> None:
-        try:
-            watch.job, watch.reached = self._cluster(handle).job(handle["job"]), True
-        except (Unavailable, Unauthorised):
-            watch.reached = False
 
     def _explain(self, handle: Handle, folder: StageFolder, job: RayJob) -> None:
         """Says for a job that ended before it could write into its folder why it did, if that will not pass by itself:
@@ -144,10 +178,21 @@ class RayLauncher:
         told = [line.removeprefix("ftctl: ") for line in printed.splitlines() if line.startswith("ftctl: ")]
         last = [line for line in (printed or job.message).splitlines() if line.strip()]
         why = told[-1] if told else f"Ray could not start its job {handle['job']}: {last[-1] if last else 'no reason'}"
-        reporter = Reporter(folder)
         event = EventType.FAILED if handle["stage"] == "train" else EventType.CHECK_FAILED
-        reporter.event(event, why, fault=Fault.INFRASTRUCTURE.value, exit_code=job.exit_code)
-        reporter.close()
+        with closing(Reporter(folder)) as reporter:
+            reporter.event(event, why, fault=Fault.INFRASTRUCTURE.value, exit_code=job.exit_code)
+
+
+def _place(cluster: RayCluster, request: TrainRequest) -> Ask:
+    """Where the request's processes go now.
+
+    Raises:
+        Unavailable: there is no room for them.
+    """
+    nodes = cluster.nodes()
+    if (ask := place(request, nodes)) is None:
+        raise Unavailable(no_room(request, nodes))
+    return ask
 
 
 def _sign(folder: StageFolder) -> tuple[int, int] | None:
