@@ -76,7 +76,7 @@ def test_a_node_that_does_not_see_the_runs_folder_fails_the_run_with_one_sentenc
     attempt = victim.backend.storage.run(run.id).attempt(1)
     victim.wait_for(attempt.log.exists, "the job's begin")
     attempt.job.rename(attempt.path / "away.json")
-    with pytest.raises(RunFailed, match=r"attempts/1 is not there on the Ray cluster's node .*: set FM_RUNS to a folder"):
+    with pytest.raises(RunFailed, match=r"is not there on the Ray cluster's node .*: set FM_RUNS to a folder"):
         run.wait(PATIENCE)
     assert run.refresh().attempt == 1
 

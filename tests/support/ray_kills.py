@@ -56,8 +56,8 @@ class RayVictim:
         return fm.create(**self.request, num_processes=2).wait(PATIENCE)
 
     def disturb(self, run: fm.Run, part: str) -> bool:
-        """Kills `part`, one of `PARTS` or the "second" node for good, once the newest attempt of `run` has saved a checkpoint, and starts anew what nobody else does.
-        Returns whether the run was still going."""
+        """Kills `part`, one of `PARTS` or the "second" node for good, once the newest attempt of `run` has saved a
+        checkpoint, and starts anew what nobody else does. Returns whether the run was still going."""
         seen = run.refresh().record.checkpoint_step or 0
         self.wait_for(lambda: (run.refresh().record.checkpoint_step or 0) > seen or run.status.is_terminal(), "a step")
         going = run.status is Status.RUNNING
