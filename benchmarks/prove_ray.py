@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "tests")]
 
-from proving import prove
+from proving import keep, prove
 
 from support.local import local_backend
 from support.ray_cluster import ray_cluster
@@ -28,7 +29,8 @@ def killing(part: str, count: int) -> Callable[[Path], dict[str, Any]]:
     """Kills `part` of a training over two nodes, `count` times: no run lost, none double, losses as undisturbed."""
 
     def run(folder: Path) -> dict[str, Any]:
-        held, met, failures = 0, 0, []
+        began = time.monotonic()
+        figures: dict[str, Any] = {"kills": 0, "held": 0, "met_their_moment": 0, "failures": [], "holds": False}
         with (
             ray_cluster() as cluster,
             local_backend(folder / "fm", OMP_NUM_THREADS="1", **cluster.environment) as backend,
@@ -37,14 +39,15 @@ def killing(part: str, count: int) -> Callable[[Path], dict[str, Any]]:
             undisturbed = victim.create().wait(PATIENCE)
             for _ in range(count):
                 run = victim.create()
-                met += victim.disturb(run, part)
+                figures["kills"] += 1
+                figures["met_their_moment"] += victim.disturb(run, part)
                 try:
                     victim.check(run, undisturbed, starts=1 if part == "agent" else 2)
-                    held += 1
+                    figures["held"] += 1
                 except AssertionError as error:
-                    failures.append(str(error)[:300])
-        figures = {"kills": count, "held": held, "met_their_moment": met, "failures": failures}
-        return figures | {"holds": held == count}
+                    figures["failures"].append(str(error)[:300])
+                keep(f"ray {part}", figures, began)
+        return figures | {"holds": figures["held"] == count}
 
     return run
 

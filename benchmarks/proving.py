@@ -25,14 +25,20 @@ def prove(parts: Mapping[str, Callable[[Path], dict[str, Any]]], chosen: Sequenc
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="prove-") as folder:
             figures = parts[name](Path(folder))
-        proof = json.loads(PROOF.read_text()) if PROOF.exists() else {}
-        proof[name] = {
-            **figures,
-            "at": datetime.now(UTC).date().isoformat(),
-            "machine": {"cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()},
-            "minutes": round((time.monotonic() - began) / 60, 1),
-        }
-        PROOF.write_text(json.dumps(proof, indent=1) + "\n")
+        keep(name, figures, began)
         failed |= not figures["holds"]
         print(f"{name}: {'holds' if figures['holds'] else 'DOES NOT HOLD'}", flush=True)
     return int(failed)
+
+
+def keep(name: str, figures: Mapping[str, Any], began: float) -> None:
+    """Writes what the part `name` has found since `began`, a time of the monotonic clock. A part that takes long writes
+    what it has so far, so that a cut loses nothing."""
+    proof = json.loads(PROOF.read_text()) if PROOF.exists() else {}
+    proof[name] = {
+        **figures,
+        "at": datetime.now(UTC).date().isoformat(),
+        "machine": {"cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version()},
+        "minutes": round((time.monotonic() - began) / 60, 1),
+    }
+    PROOF.write_text(json.dumps(proof, indent=1) + "\n")

@@ -68,6 +68,10 @@ def _train(folder: StageFolder, nodes: int, per_node: int, each: dict[str, float
     ray.init(logging_level=logging.WARNING)
     asked = f"{per_node} processes with {each} on each of {nodes} nodes"
     threading.Thread(target=_wait_for_place, args=(folder, nodes, asked), daemon=True).start()
+    here = Ask(nodes, per_node, each).fitting(_living_nodes())[:nodes]
+    if len(here) < nodes:
+        print(f"of {nodes} nodes {len(here)} are left", flush=True)
+        return EXIT_LOST
     trainer = TorchTrainer(
         train,
         train_loop_config={"folder": str(folder.path)},
@@ -75,7 +79,7 @@ def _train(folder: StageFolder, nodes: int, per_node: int, each: dict[str, float
             num_workers=nodes * per_node,
             use_gpu=each.get("GPU", 0) > 0,
             resources_per_worker=each,
-            **_placement(nodes, per_node, each),
+            **_placement(here, per_node),
         ),
         # A worker that is lost ends the attempt. The agent starts the next, which is the one way to go on.
         run_config=RunConfig(storage_path=str(folder.ray), name="train", failure_config=FailureConfig(max_failures=0)),
@@ -99,15 +103,14 @@ def _misfit(folder: StageFolder, why: str) -> int:
     return EXIT_MISFIT
 
 
-def _placement(nodes: int, per_node: int, each: dict[str, float]) -> dict[str, Any]:
-    """How Ray is told to put `per_node` processes on each of `nodes` nodes."""
-    if nodes == 1:
+def _placement(nodes: list[Node], per_node: int) -> dict[str, Any]:
+    """How Ray is told to put `per_node` processes on each of as many nodes."""
+    if len(nodes) == 1:
         return {"placement_strategy": "STRICT_PACK"}
     if per_node == 1:
         return {"placement_strategy": "STRICT_SPREAD"}
     # No strategy of Ray's says "so many on each": the nodes are named.
-    fitting = Ask(nodes, per_node, each).fitting(_living_nodes())
-    return {"label_selector": [{"ray.io/node-id": node.id} for node in fitting[:nodes] for _ in range(per_node)]}
+    return {"label_selector": [{"ray.io/node-id": node.id} for node in nodes for _ in range(per_node)]}
 
 
 def _watch(folder: StageFolder) -> None:
@@ -131,7 +134,7 @@ def _wait_for_place(folder: StageFolder, nodes: int, asked: str) -> None:
         while not folder.process.exists():
             reporter.sign()
             if (now := place(request, _living_nodes())) and now.nodes < nodes:
-                print(f"ftctl: of {nodes} nodes {now.nodes} are left", flush=True)
+                print(f"of {nodes} nodes {now.nodes} are left", flush=True)
                 os._exit(EXIT_LOST)
             if time.monotonic() - began > _PATIENCE and not told:
                 told = True
