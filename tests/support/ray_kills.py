@@ -59,14 +59,14 @@ class RayVictim:
         """Kills `part`, one of `PARTS` or the "second" node for good, once the newest attempt of `run` has saved a
         checkpoint, and starts anew what nobody else does. Returns whether the run was still going."""
         seen = run.refresh().record.checkpoint_step or 0
-        self.wait_for(lambda: (run.refresh().record.checkpoint_step or 0) > seen or run.status.is_terminal(), "a step")
+        until(lambda: (run.refresh().record.checkpoint_step or 0) > seen or run.status.is_terminal(), "a step")
         going = run.status is Status.RUNNING
         getattr(self, f"_kill_{part}")()
         return going
 
     def check(self, run: fm.Run, undisturbed: fm.Run, starts: int, *, at_most: int = 0) -> None:
-        """The run is COMPLETED, once, after `starts` attempts (or up to `at_most`), with the losses of the undisturbed one, and neither run
-        nor version is there twice."""
+        """The run is COMPLETED, once, after `starts` attempts (or up to `at_most`), with the losses of the undisturbed
+        one, and neither run nor version is there twice."""
         run = run.wait(PATIENCE)
         assert run.status is Status.COMPLETED, run.reason
         assert starts <= run.attempt <= max(starts, at_most), [event.message for event in run.get_events()]
@@ -76,12 +76,6 @@ class RayVictim:
         assert len([v for v in self.backend.models.list(name="main.ray.victim") if v.run_id == run.id]) == 1
         assert len([record for record in self.backend.runs.list(RunFilter(limit=1000)) if record.id == run.id]) == 1
         assert farthest(run, undisturbed) <= 1e-3
-
-    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            assert time.monotonic() < deadline, f"{what}: not within {PATIENCE:g} s"
-            time.sleep(0.1)
 
     def _kill_worker(self) -> None:
         self.cluster.workers()["second"][0].kill()
@@ -105,6 +99,14 @@ class RayVictim:
             with suppress(ProcessLookupError):
                 if psutil.pid_exists(agent.pid):
                     os.kill(agent.pid, signal.SIGKILL)
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Asks until `condition` holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE:g} s"
+        time.sleep(0.1)
 
 
 def losses(run: fm.Run) -> dict[int, float]:
