@@ -144,6 +144,28 @@ def prove_alarms(_: Path) -> dict[str, Any]:
     return figures | {"holds": max(figures.values()) < 1e-4}
 
 
+def prove_preflight(folder: Path, count: int) -> dict[str, Any]:
+    """`count` preflights of sound requests, each with its own seed and rows: every rung passes."""
+    import fm
+    from support.learners import word_pairs
+
+    alarms, seconds = [], []
+    with local_backend(folder / "home") as backend, fm.backend(backend):
+        for seed in range(count):
+            found = fm.preflight(
+                model="fm/nano-llama",
+                train_data_path=word_pairs(folder / f"{seed}.jsonl", 100, seed=seed),
+                task_type="INSTRUCTION_FINETUNE",
+                method="full",
+                seed=seed,
+            )
+            seconds.append(round(sum(rung.seconds for rung in found.rungs), 1))
+            alarms += [] if found.passed else [found.conclusion()]
+            print(seed, seconds[-1], "passed" if found.passed else found.conclusion(), flush=True)
+    figures = {"clean_seeds": count, "alarms": alarms, "seconds_median": sorted(seconds)[count // 2]}
+    return figures | {"seconds_most": max(seconds), "holds": not alarms}
+
+
 def prove_data(folder: Path, megabytes: int) -> dict[str, Any]:
     """A JSONL of `megabytes`: validated and tokenised under 1 GB, at 80 % of the tokenizer's own speed or more."""
     out = folder / "data.json"
@@ -155,11 +177,11 @@ def prove_data(folder: Path, megabytes: int) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ["kills", "budgets", "watch", "alarms", "data"]
+    names = ["kills", "budgets", "watch", "alarms", "preflight", "data"]
     parser.add_argument("parts", nargs="*", choices=[*names, []], help="which parts (default: all)")
     parser.add_argument("--count", type=int, default=20, help="kills of each kind")
     parser.add_argument("--budgets", type=int, default=10, help="runs with a wall-clock budget")
-    parser.add_argument("--seeds", type=int, default=50, help="sound trainings that are watched")
+    parser.add_argument("--seeds", type=int, default=50, help="sound trainings that are watched, and preflights")
     parser.add_argument("--megabytes", type=int, default=2000, help="size of the data")
     options = parser.parse_args()
     parts: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -167,6 +189,7 @@ def main() -> int:
         "budgets": lambda folder: prove_budgets(folder, options.budgets),
         "watch": lambda folder: prove_watch(folder, options.seeds),
         "alarms": prove_alarms,
+        "preflight": lambda folder: prove_preflight(folder, options.seeds),
         "data": lambda folder: prove_data(folder, options.megabytes),
     }
     return prove(parts, options.parts)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fm.api.models import get_models as get_models
     from fm.api.models import load as load
     from fm.api.plan import plan as plan
+    from fm.api.preflight import preflight as preflight
     from fm.api.runs import cancel as cancel
     from fm.api.runs import delete as delete
     from fm.api.runs import get as get
@@ -52,6 +53,10 @@ if TYPE_CHECKING:
     from fm.plans import Memory as Memory
     from fm.plans import Plan as Plan
     from fm.plans import PlanOption as PlanOption
+    from fm.preflights import Check as Check
+    from fm.preflights import Preflight as Preflight
+    from fm.preflights import Rung as Rung
+    from fm.preflights import Trial as Trial
     from fm.request import LoraConfig as LoraConfig
     from fm.request import TaskType as TaskType
     from fm.run import Run as Run
@@ -66,6 +71,7 @@ _WHERE = {
     "fm.api.create": "create rerun validate",
     "fm.api.models": "get_models load",
     "fm.api.plan": "plan",
+    "fm.api.preflight": "preflight",
     "fm.api.runs": "cancel delete get get_checkpoints get_events list wait",
     "fm.context": "backend",
     "fm.creation": "DryRun RequestWarning",
@@ -73,12 +79,14 @@ _WHERE = {
     "fm.errors": _ERRORS,
     "fm.lifecycle": "EventType Status",
     "fm.plans": "Memory Plan PlanOption",
+    "fm.preflights": "Check Preflight Rung Trial",
     "fm.run": "Run",
     "fm.request": "LoraConfig TaskType",
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names.split()}
 
 __all__ = [
+    "Check",
     "Conflict",
     "Damaged",
     "DataChanged",
@@ -98,14 +106,17 @@ __all__ = [
     "NotFound",
     "Plan",
     "PlanOption",
+    "Preflight",
     "RequestError",
     "RequestWarning",
     "Run",
     "RunFailed",
     "RunStopped",
+    "Rung",
     "Status",
     "StoreError",
     "TaskType",
+    "Trial",
     "Unauthorised",
     "Unavailable",
     "Unsupported",
@@ -122,6 +133,7 @@ __all__ = [
     "list",
     "load",
     "plan",
+    "preflight",
     "rerun",
     "testing",
     "validate",

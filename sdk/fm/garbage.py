@@ -102,6 +102,8 @@ def _unused(settings: Settings, store: RunStore) -> Iterator[tuple[FileStore, st
         if not _last(kind).startswith("."):
             for key in here.list(kind):
                 yield here, key, "copy of stored files"
+    for key in here.list("preflights"):
+        yield here, key, "abandoned preflight"
     for key in home.list("pending"):
         if key.endswith(".tmp"):
             yield home, key, "unfinished write"

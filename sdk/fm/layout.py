@@ -17,11 +17,13 @@
     │       ├── checkpoints/step-<n>/   whole if it has a manifest.json that fits
     │       ├── outgoing/               checkpoints on their way to a file store elsewhere
     │       ├── trackers/               what trackers such as TensorBoard write
+    │       ├── ranks/<r>.jsonl         what process r took and computed, where the job asks for it
     │       └── final/                  the weights to register, with a manifest.json
     ├── models/<a.b.c>/<run id>/        the files of a registered version
     ├── data/<digest>/                  an uploaded data set: files/, with a manifest.json
     ├── uploads/<id>/                   data sets of which a part has arrived
     ├── cache/<key>/                    copies of what an object store has
+    ├── preflights/<name>/              a storage root of its own while a preflight lasts
     └── shards/<digest>/                tokenised data, found again by digest
 
 Run folders, models and data lie in the file store (`fm.filestore`), where their keys are their paths below the root. On
@@ -85,6 +87,10 @@ class StageFolder:
     @property
     def trackers(self) -> Path:
         return self.path / "trackers"
+
+    @property
+    def ranks(self) -> Path:
+        return self.path / "ranks"
 
     @property
     def final(self) -> Path:
@@ -153,6 +159,10 @@ class Storage:
     def key(self, path: Path) -> str:
         """What the file store calls `path`, a folder below the root."""
         return path.relative_to(self.root).as_posix()
+
+    @property
+    def preflights(self) -> Path:
+        return self.root / "preflights"
 
     @property
     def shards(self) -> Path:

@@ -14,11 +14,11 @@ from fm.errors import FMError
 ROOT = Path(__file__).parents[2]
 
 PUBLIC = set(
-    "Conflict Damaged DataChanged DataError DataFault DiskFull DryRun Duration EventType FMError Forbidden HomeError "
-    "LeaseLost LoraConfig Memory MissingExtra NotFound Plan PlanOption RequestError RequestWarning Run RunFailed "
-    "RunStopped Status StoreError TaskType Unauthorised Unavailable "
-    "Unsupported WaitTimeout __version__ backend cancel create delete get "
-    "get_checkpoints get_events get_models list load plan rerun testing validate wait".split()
+    "Check Conflict Damaged DataChanged DataError DataFault DiskFull DryRun Duration EventType FMError Forbidden "
+    "HomeError LeaseLost LoraConfig Memory MissingExtra NotFound Plan PlanOption Preflight RequestError "
+    "RequestWarning Run RunFailed RunStopped Rung Status StoreError TaskType Trial Unauthorised Unavailable "
+    "Unsupported WaitTimeout __version__ backend cancel create delete get get_checkpoints get_events get_models "
+    "list load plan preflight rerun testing validate wait".split()
 )
 
 REFERENCE_CREATE = [

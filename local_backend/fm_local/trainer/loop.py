@@ -23,6 +23,7 @@ from fm.lifecycle import EventType
 from fm_local.trainer import checkpoint, device, schedule
 from fm_local.trainer.batching import Indices, epoch_steps
 from fm_local.trainer.evaluate import answer_prompts, evaluate
+from fm_local.trainer.facts import RankFacts
 from fm_local.trainer.finish import final_weights, save_final
 from fm_local.trainer.recovery import go_back, trouble_since
 from fm_local.trainer.report import Report
@@ -69,6 +70,7 @@ def train(
     max_tokens = max_tokens or device.micro_batch_tokens(accelerator.device)
     stepper = Stepper(training, accelerator, max_tokens=max_tokens, beat=report.sign)
     saved_bytes = 4 * trainee.parameters + 12 * training.trained_parameters  # at most: weights, or also AdamW's moments
+    facts = RankFacts(folder, training, accelerator.process_index) if job.rank_facts else None
 
     # ---- where to begin
     to_look_at = bool(training.held_out or request.eval_prompts)
@@ -217,6 +219,8 @@ def train(
             group["lr"] = rate
         examples = steps[at.index]
         result = stepper.gradients(examples, at.step, seed=request.seed, max_norm=request.max_grad_norm)
+        if facts:
+            facts.add(at.step, result)
         if (since := trouble_since(at, result)) is not None:
             optimizer.zero_grad(set_to_none=True)
             report.pause("loading", moved=saved_bytes)

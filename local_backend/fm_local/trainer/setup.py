@@ -106,6 +106,7 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
         sharding=request.sharding,
         packed=packed,
         learning_rate=peak_rate,
+        usual_rate=usual_rate,
         processes=accelerator.num_processes,
         threads=torch.get_num_threads(),
         versions=device.versions(),

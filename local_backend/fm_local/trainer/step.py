@@ -26,6 +26,8 @@ class Gradients(NamedTuple):
     """Share of the labels that the model put first."""
     norm: float
     """Of the gradient, before clipping."""
+    examples: list[int]
+    """Those that this process computed."""
 
 
 class Stepper:
@@ -97,4 +99,5 @@ class Stepper:
         sums = accelerator.reduce(sums) if world > 1 else sums
         norm = torch.nn.utils.clip_grad_norm_(list(training.trainee.trainable.values()), max_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        return Gradients(*torch.cat([sums / labels, norm[None].to(sums)]).tolist())
+        mean, accuracy, size = torch.cat([sums / labels, norm[None].to(sums)]).tolist()
+        return Gradients(mean, accuracy, size, [int(index) for piece, counts in pieces if counts for index in piece])

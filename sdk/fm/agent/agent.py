@@ -94,6 +94,11 @@ class Agent:
         while self._claim():
             pass
 
+    def kill(self) -> None:
+        """Ends the processes of all its runs, whatever they are doing. Its next step would find them crashed."""
+        for worker in self._workers.values():
+            worker.kill()
+
     def _claim(self) -> bool:
         """Takes a run, if there is one that may start now. A cluster has a queue of its own, so only their number
         bounds the runs that are on it."""

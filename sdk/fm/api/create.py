@@ -158,7 +158,7 @@ def create(
     return Run(where, submit(plan, where, idempotency_key=idempotency_key))
 
 
-def _same_parameters(model: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
+def same_parameters(model: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
     """Gives a function the signature of another one, for editors, type checkers and `inspect`."""
 
     def decorate(function: Callable[..., R]) -> Callable[P, R]:
@@ -170,7 +170,7 @@ def _same_parameters(model: Callable[P, Any]) -> Callable[[Callable[..., R]], Ca
     return decorate
 
 
-@_same_parameters(create)
+@same_parameters(create)
 def validate(*args: Any, **parameters: Any) -> DryRun:
     """Makes every check that `create` makes with the same parameters, and writes nothing.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,24 +109,35 @@ def create(file: Path | None, follow: bool, dry_run: bool, output: str, quiet: b
 
     MODEL is a folder (./my-model), a registered model (catalog.schema.model), a preset (fm/tiny-llama) or a hub name.
     """
-    import warnings
-
     from fm.api.create import create as create_run
     from fm.api.create import validate
     from fm.cli.chosen import started
-    from fm.creation import RequestWarning
 
     values = given_values(file, flags)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("ignore")  # what Python and libraries warn their developers of is not the user's
-        warnings.simplefilter("always", RequestWarning)
-        if dry_run:
-            _show_dry_run(validate(**values), output)  # it names its warnings itself
-            return
+    if dry_run:
+        with with_warnings(shown=False):  # it names them itself
+            plan = validate(**values)
+        _show_dry_run(plan, output)
+        return
+    with with_warnings():
         run = create_run(**values)
-    for warning in caught:
-        click.echo(f"warning: {warning.message}", err=True)
     started(run, follow, output, quiet)
+
+
+@contextmanager
+def with_warnings(*, shown: bool = True) -> Iterator[None]:
+    """Shows a request's warnings at the end as a user expects them. What Python and libraries warn their developers of
+    is not the user's."""
+    import warnings
+
+    from fm.creation import RequestWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", RequestWarning)
+        yield
+    for warning in caught if shown else ():
+        click.echo(f"warning: {warning.message}", err=True)
 
 
 def given_values(file: Path | None, flags: dict[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from fm.display import human_bytes
 def gc(dry_run: bool, only_store: bool, yes: bool) -> None:
     """Free the space of what belongs to nothing any more.
 
-    That is folders of removed runs, unregistered models, removed data sets, uploads that nobody went on with for a day,
-    and what was not used for a week and can be made or brought again: tokenised data, copies of stored files.
+    That is folders of removed runs, unregistered models, removed data sets, what killed preflights left, uploads that
+    nobody went on with for a day, and what was not used for a week and can be made or brought again: tokenised data,
+    copies of stored files.
     """
     from fm.garbage import find_garbage, remove
     from fm.settings import Settings

@@ -28,6 +28,7 @@ _COMMANDS = {
     "login": "fm.cli.contexts:login",
     "models": "fm.cli.models:models",
     "plan": "fm.cli.plan:plan",
+    "preflight": "fm.cli.preflight:preflight",
     "runs": "fm.cli.runs:runs",
     "server": "fm.cli.server:server",
 }
