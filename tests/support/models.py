@@ -64,8 +64,11 @@ def byte_tokenizer(template: str) -> PreTrainedTokenizerFast:
     return fast
 
 
-def model(family: str, folder: Path, *, seed: int = 3, tied: bool = False, dropout: float = 0.0) -> Path:
-    """A model of about 50,000 parameters with random weights, saved in `folder`. `family`: llama, qwen2 or gpt2."""
+def model(
+    family: str, folder: Path, *, seed: int = 3, tied: bool = False, dropout: float = 0.0, hidden: int = 32
+) -> Path:
+    """A model of random weights, saved in `folder`; of about 50,000 parameters, if `hidden` is left out. `family`: llama,
+    qwen2 or gpt2, which is always as wide."""
     torch.manual_seed(seed)
     common: dict[str, Any] = {
         "vocab_size": VOCABULARY,
@@ -93,10 +96,10 @@ def model(family: str, folder: Path, *, seed: int = 3, tied: bool = False, dropo
         }[family]
         made = kind(
             config(
-                hidden_size=32,
-                intermediate_size=64,
+                hidden_size=hidden,
+                intermediate_size=2 * hidden,
                 num_hidden_layers=2,
-                num_attention_heads=2,
+                num_attention_heads=hidden // 16,
                 num_key_value_heads=1,
                 max_position_embeddings=128,
                 attention_dropout=dropout,

@@ -26,7 +26,7 @@ _WITHOUT_TRACE: dict[str, Any] = {
     "early_stopping_patience": None, "register_checkpoint": "last", "name": "preflight", "tags": {},
     "keep_checkpoints": 2,
 }
-"""What of a request would show elsewhere, goes by data that a rung does not have, or removes what a rung goes on from."""
+"""What of a request would show elsewhere, goes by data that a rung lacks, or removes what a rung goes on from."""
 
 
 def climb(prepared: DryRun, backend: Backend, storage: Storage, say: Say) -> Preflight:
