@@ -18,8 +18,8 @@ from fm.cli.main import run
 from support.learners import trained_base, word_pairs
 from support.local import processes_of
 
-SECONDS = 90
-"""For a verdict on two cores that have nothing else to do; a busy machine is given three times as long."""
+SECONDS = 90.0
+"""For a verdict on two cores that have nothing else to do; where processes queue for them, as many times longer."""
 PAIRS = {"task_type": "INSTRUCTION_FINETUNE"}
 
 
@@ -45,16 +45,14 @@ def data(tmp_path: Path) -> Path:
 def test_a_planted_fault_gets_its_verdict_in_time(
     base: Path, data: Path, planted: dict[str, Any], verdict: str, remedy: str
 ) -> None:
-    began = time.process_time()
     found = fm.preflight(base, data, **PAIRS, **planted)
     assert not found.passed
     (rung,) = found.rungs
     assert (rung.verdict, rung.outcome) == (verdict, "fail"), str(found)
     assert remedy in rung.remedy
     assert rung.trials[-1].learnt
-    assert rung.seconds < 3 * SECONDS
+    assert rung.seconds < SECONDS * max(1.0, os.getloadavg()[0] / 2)
     assert remedy in str(found)
-    assert time.process_time() - began < SECONDS
 
 
 def test_a_sound_request_climbs_to_the_top_and_leaves_nothing(

@@ -67,8 +67,8 @@ def byte_tokenizer(template: str) -> PreTrainedTokenizerFast:
 def model(
     family: str, folder: Path, *, seed: int = 3, tied: bool = False, dropout: float = 0.0, hidden: int = 32
 ) -> Path:
-    """A model of random weights, saved in `folder`; of about 50,000 parameters, if `hidden` is left out. `family`: llama,
-    qwen2 or gpt2, which is always as wide."""
+    """A model of random weights, saved in `folder`; of about 50,000 parameters, if `hidden` is left out. `family`:
+    llama, qwen2, or gpt2, whose width is fixed."""
     torch.manual_seed(seed)
     common: dict[str, Any] = {
         "vocab_size": VOCABULARY,
