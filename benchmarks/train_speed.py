@@ -108,16 +108,21 @@ def main() -> None:
             search(lab, cells, found_path)
             return
         compared = compare(lab, found, cells, options.pairs)
-        figures = {
+        how = {
             "measured": datetime.now(UTC).date().isoformat(), "machine": platform.processor() or platform.machine(),
             "cores": os.cpu_count(), "device": options.device, "size": options.size, "clock": options.clock,
             "pairs": options.pairs,
-            "cells": {cell: report.summary(turns, lab.size, options.device, cell) for cell, turns in compared.items()},
         }  # fmt: skip
+        measured = {
+            cell: {"how": how, "contenders": report.summary(turns, lab.size, options.device, cell)}
+            for cell, turns in compared.items()
+        }
     out = options.out or RESULTS / f"train_speed_{place}.json"
+    # Hours go into a cell, so one may be measured at a time: those of earlier runs stay.
+    figures = (json.loads(out.read_text()) if out.exists() else {}) | measured
     out.write_text(json.dumps(figures, indent=1) + "\n")
     print(report.table(figures))
-    report.plot(compared, HERE.parent / "docs" / f"loss-curves-{place}.png")
+    report.plot(figures, HERE.parent / "docs" / f"loss-curves-{place}.png")
 
 
 if __name__ == "__main__":

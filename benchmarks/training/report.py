@@ -26,7 +26,7 @@ def turn_of(result: Result, loss: float | None, clock: str) -> Turn:
 
 
 def summary(turns: dict[str, list[Turn]], size: Size, device: str, cell: str) -> dict[str, Any]:
-    """By contender: median and spread of each figure, and ours over it, turn by turn."""
+    """By contender: median and spread of each figure, ours over it turn by turn, and the mean of the loss curves."""
     figures: dict[str, Any] = {}
     for name, entries in turns.items():
         entry: dict[str, Any] = {}
@@ -38,6 +38,10 @@ def summary(turns: dict[str, list[Turn]], size: Size, device: str, cell: str) ->
             entry["ours_over_it"] = spread([o["tokens_per_second"] / t["tokens_per_second"] for o, t in pairs])
             if entries[0]["held_out_loss"] is not None:
                 entry["our_loss_minus_its"] = spread([o["held_out_loss"] - t["held_out_loss"] for o, t in pairs])
+        if name != "ceiling":
+            # Packed rows make steps of unequal examples, so each turn may have its own number of steps.
+            points = list(zip(*(turn["curve"] for turn in entries), strict=False))
+            entry["curve"] = [[round(statistics.mean(axis), 4) for axis in zip(*point, strict=True)] for point in points]
         if device == "cuda":
             rate = statistics.median(turn["tokens_per_second"] for turn in entries)
             entry["model_flops_utilisation"] = rate * flops_per_token(size, cell.split()[0]) / PEAK_FLOPS
@@ -60,8 +64,8 @@ def table(figures: dict[str, Any]) -> str:
         "| method, data | contender | real tokens/s | ours over it | peak MB | first step s | held-out loss |",
         "|---|---|---|---|---|---|---|",
     ]
-    for cell, entries in figures["cells"].items():
-        for name, entry in entries.items():
+    for cell, cells in figures.items():
+        for name, entry in cells["contenders"].items():
             rate = _ranged(entry["tokens_per_second"], ",.0f")
             ratio = _ranged(entry.get("ours_over_it"), ".2f")
             loss = _ranged(entry.get("held_out_loss"), ".3f")
@@ -76,24 +80,21 @@ def _ranged(values: dict[str, float] | None, form: str) -> str:
     return f"{values['median']:{form}} ({values['least']:{form}} to {values['greatest']:{form}})"
 
 
-def plot(compared: dict[str, dict[str, list[Turn]]], path: Path) -> None:
+def plot(figures: dict[str, Any], path: Path) -> None:
     """Training loss by examples seen, a panel for each cell, the mean of the turns for each contender."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    columns = min(2, len(compared))
-    lines = -(-len(compared) // columns)
+    columns = min(2, len(figures))
+    lines = -(-len(figures) // columns)
     figure, axes = plt.subplots(lines, columns, squeeze=False, figsize=(5 * columns, 4 * lines), sharey=True)
-    for axis, (cell, contenders) in zip(axes.flat, compared.items(), strict=False):
+    for axis, (cell, entry) in zip(axes.flat, figures.items(), strict=False):
         axis.set(title=cell, xlabel="examples", ylabel="loss (nats per token)")
-        for name, turns in contenders.items():
-            if name != "ceiling":
-                # Packed rows make steps of unequal examples, so each turn may have its own number of steps.
-                points = list(zip(*(turn["curve"] for turn in turns), strict=False))
-                seen = [statistics.mean(x for x, _ in point) for point in points]
-                axis.plot(seen, [statistics.mean(y for _, y in point) for point in points], label=name)
+        for name, contender in entry["contenders"].items():
+            if curve := contender.get("curve"):
+                axis.plot(*zip(*curve, strict=True), label=name)
         axis.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)

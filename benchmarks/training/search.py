@@ -15,7 +15,8 @@ Trial = dict[str, Any]
 
 PLAIN: dict[str, Any] = {"gradient_checkpointing": False}
 _GROUPED = {"train_sampling_strategy": "group_by_length"}
-_BATCHES = ((16, 1), (8, 2), (4, 4))
+_BATCHES = ((16, 1), (8, 2))
+"""Rows of a micro-batch, and how many of them make a step."""
 
 
 def trl_defaults() -> dict[str, Any]:
