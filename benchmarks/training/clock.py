@@ -1,7 +1,7 @@
 """What each worker measures, in the same way: when each optimiser step ended, and how many tokens and what loss it had.
 
 A worker's result is a file of JSON: ``steps`` (time, real tokens, examples or None, loss), ``started``,
-``peak_bytes``, ``save_s``, and where its weights lie.
+``peak_bytes``, seconds of other things, and where its weights lie.
 """
 
 from __future__ import annotations
@@ -43,8 +43,11 @@ class Result:
     steps: list[Step] = field(default_factory=list)
     peak_bytes: int = 0
     save_s: float | None = None
-    resume_s: float | None = None
+    """Seconds in which the checkpoint was saved, if one was asked for."""
+    checkpoint: str | None = None
+    """Its folder."""
     prepare_s: float | None = None
+    """Seconds of parsing and tokenising, in the trainer's own process."""
     weights: str | None = None
     """Folder of the trained weights."""
 

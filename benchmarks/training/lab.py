@@ -14,11 +14,13 @@ from typing import Any
 
 from training import ours
 from training.clock import Result
-from training.task import BATCH, SIZES, make_model, make_tokenizer, write_rows
+from training.task import BATCH, SIZES, TRAIN_ROWS, make_model, make_tokenizer, write_rows
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 EXAMPLES = BENCHMARKS.parent / "examples"
 PEERS = BENCHMARKS.parent / ".venv-peers" / "bin" / "python"
+LIMIT_S = 1800
+"""After which a worker is given up."""
 WORKERS = {"ours": "training.ours", "trl": "training.peers", "hf": "training.peers", "bare": "training.bare"}
 
 
@@ -37,7 +39,9 @@ class Failed(Exception):
 class Lab:
     """A folder with a model and data, made ready for every contender."""
 
-    def __init__(self, folder: Path, size: str, device: str, clock: str, data: tuple[str, ...]) -> None:
+    def __init__(
+        self, folder: Path, size: str, device: str, clock: str, data: tuple[str, ...], examples: int = TRAIN_ROWS
+    ) -> None:
         self.folder, self.device, self.clock, self.size = folder, device, clock, SIZES[size]
         self.model = folder / "model"
         self._numbers = count(1)
@@ -48,7 +52,7 @@ class Lab:
         for kind in data:
             place = folder / kind
             place.mkdir()
-            write_rows(kind, place, self.size)
+            write_rows(kind, place, self.size, examples)
             made = ours.prepare(place / "root", self.model, place / "train.jsonl")
             self.tasks[kind] = made | {
                 "data": str(place / "train.jsonl"), "root": str(place / "root"),
@@ -56,8 +60,9 @@ class Lab:
                 "tokens": made["prepared"]["counts"]["tokens"], "rows": made["prepared"]["counts"]["examples"],
             }  # fmt: skip
 
-    def run(self, contender: Contender, method: str, data: str, *, seed: int, limit_s: float = 1800) -> Result:
-        """The steps of `contender` in a new process.
+    def run(self, contender: Contender, method: str, data: str, *, seed: int, **more: Any) -> Result:
+        """The steps of `contender` in a new process. `more`: ``steps``, unless those of the size; ``save_at``, the
+        step after which a checkpoint is saved; ``resume``, the folder of one to go on from.
 
         Raises:
             Failed: it ended with an error.
@@ -68,12 +73,12 @@ class Lab:
             options["trainer"] = contender.worker
         spec = {
             "method": method, "seed": seed, "device": self.device, "model": str(self.model), "attempt": number,
-            "steps": self.size.steps,
+            "steps": self.size.steps, "save_at": None, "resume": None,
             "tokens_per_step": BATCH * task["tokens"] / task["rows"], "options": options,
-            "started": time.time(), **task,
+            "started": time.time(), **task, **more,
         }  # fmt: skip
         path = self.folder / f"{number}.json"
-        self._python(WORKERS[contender.worker], str(path), json.dumps(spec), limit_s=limit_s)
+        self._python(WORKERS[contender.worker], str(path), json.dumps(spec))
         return Result.read(path)
 
     def judge(self, weights: dict[str, str], data: str) -> dict[str, float]:
@@ -81,9 +86,9 @@ class Lab:
         spec = {
             "model": str(self.model), "data": self.tasks[data]["held_out"], "weights": weights, "device": self.device
         }  # fmt: skip
-        return dict(json.loads(self._python("training.judge", json.dumps(spec), limit_s=1800).splitlines()[-1]))
+        return dict(json.loads(self._python("training.judge", json.dumps(spec)).splitlines()[-1]))
 
-    def _python(self, module: str, *arguments: str, limit_s: float) -> str:
+    def _python(self, module: str, *arguments: str) -> str:
         python = str(PEERS) if module == "training.peers" else sys.executable
         path = os.pathsep.join([str(BENCHMARKS), str(EXAMPLES), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false"}
@@ -91,7 +96,7 @@ class Lab:
             environment["CUDA_VISIBLE_DEVICES"] = ""
         done = subprocess.run(
             [python, "-W", "ignore", "-m", module, *arguments],
-            env=environment, capture_output=True, text=True, timeout=limit_s,
+            env=environment, capture_output=True, text=True, timeout=LIMIT_S,
         )  # fmt: skip
         if done.returncode:
             raise Failed((done.stdout + done.stderr)[-1500:])

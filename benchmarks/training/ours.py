@@ -44,6 +44,22 @@ def _job(stage: Any, root: Path, model: Path, data: Path, ref: DataRef, request:
     )  # fmt: skip
 
 
+def time_saving(result: Result) -> None:
+    """Notes how long the trainer takes for a checkpoint, from collecting the tensors to the sealed folder."""
+    from fm_local.trainer import checkpoint
+
+    def timed(inner: Any) -> Any:
+        def call(*more: Any, **named: Any) -> Any:
+            begin = time.perf_counter()
+            answer = inner(*more, **named)
+            result.save_s = (result.save_s or 0.0) + time.perf_counter() - begin
+            return answer
+
+        return call
+
+    checkpoint.collect, checkpoint.save = timed(checkpoint.collect), timed(checkpoint.save)
+
+
 def main(result_path: Path, spec: dict[str, Any]) -> None:
     from fm_local.trainer.loop import train
 
@@ -55,15 +71,24 @@ def main(result_path: Path, spec: dict[str, Any]) -> None:
         "precision": "bf16",
         "seed": spec["seed"],
         "learning_rate": LEARNING["rates"][spec["method"]],
-        # Nobody else evaluates or saves within those steps.
-        "eval_interval": "1000ep",
-        "save_interval": "1000ep",
+        "eval_interval": "1000ep",  # nobody else evaluates within those steps
+        "save_interval": f"{spec['save_at']}ba" if spec["save_at"] else "1000ep",
         "lora": LORA,
         **spec["options"],
     }
     ref = DataRef(**spec["ref"])
     folder = RunFolder(root / "runs" / "run-bench").attempt(spec["attempt"])
-    job = _job("train", root, model, data, ref, request, attempt=spec["attempt"], prepared=spec["prepared"])
+    job = _job(
+        "train",
+        root,
+        model,
+        data,
+        ref,
+        request,
+        attempt=spec["attempt"],
+        prepared=spec["prepared"],
+        resume_from=(spec["resume"],) if spec["resume"] else (),
+    )
     job.write(folder)
     ticks: list[tuple[float, float]] = []
 
@@ -72,6 +97,9 @@ def main(result_path: Path, spec: dict[str, Any]) -> None:
         ticks.append((time.time(), time.process_time()))
         return ticks[-1][0]
 
+    if spec["save_at"]:
+        time_saving(result)
+        result.checkpoint = str(folder.checkpoint(spec["save_at"]))
     train(job, folder, now=now)
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     for line in lines:

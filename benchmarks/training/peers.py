@@ -62,7 +62,8 @@ def _arguments(spec: dict[str, Any], options: dict[str, Any], out: Path) -> dict
         "output_dir": str(out), "max_steps": spec["steps"], "seed": spec["seed"], "report_to": "none",
         "learning_rate": LEARNING["rates"][spec["method"]], "lr_scheduler_type": "linear", "warmup_steps": 0.02,
         "adam_beta1": beta1, "adam_beta2": beta2, "max_grad_norm": LEARNING["clip"], "weight_decay": 0.0,
-        "save_strategy": "no", "disable_tqdm": True, "logging_steps": 10, "use_cpu": spec["device"] == "cpu",
+        "save_strategy": "steps" if spec["save_at"] else "no", "save_steps": spec["save_at"] or 500,
+        "disable_tqdm": True, "logging_steps": 10, "use_cpu": spec["device"] == "cpu",
         **options,
     }  # fmt: skip
 
@@ -119,6 +120,18 @@ def make_hf(spec: dict[str, Any], rows: list[dict[str, str]], tokenizer: Any, mo
     )  # fmt: skip
 
 
+def time_saving(trainer: Trainer, result: Result) -> None:
+    """Notes how long the trainer takes for a checkpoint."""
+    inner = trainer._save_checkpoint
+
+    def save(*more: Any, **named: Any) -> None:
+        begin = time.perf_counter()
+        inner(*more, **named)
+        result.save_s = time.perf_counter() - begin
+
+    trainer._save_checkpoint = save  # type: ignore[method-assign]
+
+
 def main(result_path: Path, spec: dict[str, Any]) -> None:
     result, options = Result(started=spec["started"]), dict(spec["options"])
     kind, attention, dtype = (options.pop(name, None) for name in ("trainer", "attention", "dtype"))
@@ -136,10 +149,11 @@ def main(result_path: Path, spec: dict[str, Any]) -> None:
     watch = Watch(result, len(rows), sum(lengths))
     watch.wrap(trainer)
     trainer.add_callback(watch)
-    trainer.train()
-    begin = time.perf_counter()
+    if spec["save_at"]:
+        time_saving(trainer, result)
+        result.checkpoint = str(out / f"checkpoint-{spec['save_at']}")
+    trainer.train(resume_from_checkpoint=spec["resume"])
     trainer.save_model(str(out / "final"))
-    result.save_s = time.perf_counter() - begin
     result.weights = str(out / "final")
     result.write(result_path)
 

@@ -41,7 +41,8 @@ def summary(turns: dict[str, list[Turn]], size: Size, device: str, cell: str) ->
         if name != "ceiling":
             # Packed rows make steps of unequal examples, so each turn may have its own number of steps.
             points = list(zip(*(turn["curve"] for turn in entries), strict=False))
-            entry["curve"] = [[round(statistics.mean(axis), 4) for axis in zip(*point, strict=True)] for point in points]
+            means = ([statistics.mean(axis) for axis in zip(*point, strict=True)] for point in points)
+            entry["curve"] = [(round(seen, 1), round(loss, 4)) for seen, loss in means]
         if device == "cuda":
             rate = statistics.median(turn["tokens_per_second"] for turn in entries)
             entry["model_flops_utilisation"] = rate * flops_per_token(size, cell.split()[0]) / PEAK_FLOPS

@@ -47,18 +47,18 @@ SIZES = {
 """1b and 8b have the shapes of Llama 3; their tokenizer has fewer tokens than they have embeddings."""
 TOKENIZER_TOKENS = 16_384
 """The most that is learned from the standard library's docstrings."""
-EXAMPLES = 3200
+TRAIN_ROWS = 3200
 """Hugging Face's trainer groups by length within pieces of 50 batches: with fewer examples its grouping would be worse
 than on a user's data. Nobody trains on all of them here; see `Size.steps`."""
 DATA = ("docstrings", "even")
 
 
-def write_rows(kind: str, folder: Path, size: Size) -> None:
+def write_rows(kind: str, folder: Path, size: Size, examples: int) -> None:
     """Writes ``train.jsonl`` and ``heldout.jsonl``: rows of ``prompt`` and ``response``, shuffled by a fixed seed."""
     import stdlib_data
 
     objects = stdlib_data.documented_objects()
-    for name, held_out, count in (("train", False, EXAMPLES), ("heldout", True, size.held_out)):
+    for name, held_out, count in (("train", False, examples), ("heldout", True, size.held_out)):
         side = [item for item in objects if item.held_out is held_out]
         random.Random(17).shuffle(side)
         made = _questions(side) if kind == "docstrings" else _windows(side)
