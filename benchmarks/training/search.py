@@ -38,7 +38,7 @@ def _stages(device: str, method: str) -> list[list[dict[str, Any]]]:
         for attention in attentions
         for by in ({}, _GROUPED)
     ]
-    arranging: list[dict[str, Any]] = [{"padding_free": True}]
+    arranging: list[dict[str, Any]] = [{"padding_free": True, "max_length": None}]
     for strategy in ("bfd", "wrapped"):
         for length in (512, 1024):
             # As many examples in a step as the others have, nearly: about 12 or 6 fit into a row.

@@ -104,8 +104,8 @@ def make_plan(task: PlanTask) -> Plan:
         seconds=seconds,
         cost=None if price is None or seconds is None else price * devices * seconds / 3600,
         assumptions=(
-            f"traced on fake tensors: all {layers} layers" if layers <= 4 else
-            f"traced on fake tensors: 2 and 4 layers of each kind, extrapolated to all {layers}",
+            f"traced on fake tensors: all {layers} layers" if layers <= 3 else
+            f"traced on fake tensors: 2 and 3 layers of each kind, extrapolated to all {layers}",
             amounts.assumption,
             f"computed in {'bf16' if bf16 else 'fp32'}; trained weights, their gradients and optimiser states in fp32; "
             f"activation checkpointing {'on' if checkpointing else 'off'}, as the trainer chooses here",

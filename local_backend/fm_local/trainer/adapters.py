@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,27 +35,29 @@ def add_adapter(
     Raises:
         RequestError: the model has no such layers, or the existing adapter is of another shape.
     """
-    # PEFT takes seconds to import: only who trains an adapter pays for it.
-    from peft import LoraConfig as PeftConfig
-    from peft import get_peft_model, set_peft_model_state_dict
-
     before = read_adapter_config(existing) if existing else {}
     rows = trained_rows(model, token_ids) if token_ids else before.get("trainable_token_indices")
     if rows:
         _check_rows_are_free(model, lora)
-    config = PeftConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        use_rslora=lora.use_rslora,
-        use_dora=lora.use_dora,
-        trainable_token_indices=rows,
-        task_type="CAUSAL_LM",
-        target_modules=lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules),
-    )
+    targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    shape: dict[str, Any] = {
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "use_rslora": lora.use_rslora,
+        "use_dora": lora.use_dora,
+        "trainable_token_indices": rows,
+        "task_type": "CAUSAL_LM",
+        "target_modules": targets,
+    }
     torch.manual_seed(seed)
     try:
-        peft_model = get_peft_model(model, config)
+        with _no_needless_bitsandbytes():
+            # PEFT takes seconds to import: only who trains an adapter pays for it.
+            from peft import LoraConfig as PeftConfig
+            from peft import get_peft_model, set_peft_model_state_dict
+
+            peft_model = get_peft_model(model, PeftConfig(**shape))
     except ValueError as error:
         names = sorted({name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
         raise RequestError(
@@ -72,6 +76,25 @@ def add_adapter(
             parameter.data = parameter.data.float()
     fuse(peft_model)
     return peft_model
+
+
+@contextmanager
+def _no_needless_bitsandbytes() -> Iterator[None]:
+    """PEFT imports bitsandbytes wherever it is installed, which takes ten times as long as PEFT itself. Whoever has
+    quantised a model has imported it before; for others it is not there, until PEFT is asked again."""
+    name = "bitsandbytes"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        from peft.import_utils import is_bnb_4bit_available, is_bnb_available
+
+        del sys.modules[name]
+        for asked in (is_bnb_available, is_bnb_4bit_available):
+            asked.cache_clear()
 
 
 def _check_rows_are_free(model: Any, lora: LoraConfig) -> None:
