@@ -237,11 +237,6 @@ class TrainRequest(_Request):
                 f"sharding={self.sharding!r} parts the model among processes, and num_processes is 1", field="sharding",
                 hint="pass num_processes=2 or more, at most one for each GPU, or leave sharding out",
             )
-        if self.sharding != "none" and self.method == "qlora":
-            raise RequestError(
-                "a base in 4 bits can't be parted among processes so far", field="sharding",
-                hint="leave sharding out: each process then holds the base in 4 bits; or use method='lora'",
-            )
         if self.sharding != "none" and self.optimizer == "adafactor":
             raise RequestError(
                 "adafactor averages over the rows and columns of whole matrices, which sharding parts",

@@ -51,7 +51,7 @@ def assert_same(one: StageFolder, other: StageFolder, *, rel: float = 1e-5) -> N
 
 
 @pytest.mark.parametrize("sharding", ["none", "full"])
-@pytest.mark.parametrize(("method", "tied"), [("lora", False), ("full", True)])
+@pytest.mark.parametrize(("method", "tied"), [("lora", False), ("full", True), ("qlora", False)])
 def test_two_processes_equal_one_over_twenty_steps(tmp_path: Path, method: str, tied: bool, sharding: str) -> None:
     common = request(model("llama", tmp_path / "base", tied=tied), method=method, eval_prompts=["abc"])
     job, one = make_job(tmp_path / "one", **common)
@@ -65,7 +65,7 @@ def test_two_processes_equal_one_over_twenty_steps(tmp_path: Path, method: str, 
     assert answers
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("method", ["lora", "full", "qlora"])
 def test_trap_29_a_sharded_checkpoint_is_whole_and_goes_on_with_any_number_of_processes(
     tmp_path: Path, method: str
 ) -> None:

@@ -87,7 +87,6 @@ def test_a_short_spelling_beside_its_long_one_is_refused(data: Path) -> None:
         ({"new_tokens": [" a"]}, fm.RequestError, "begins or ends with a space"),
         ({"sharding": "fsdp", "num_processes": 2}, fm.RequestError, "sharding"),
         ({"sharding": "zero3", "num_processes": 2}, fm.Unsupported, "sharding"),
-        ({"sharding": "full", "num_processes": 2, "method": "qlora"}, fm.RequestError, "4 bits"),
         ({"sharding": "full"}, fm.RequestError, "sharding"),
         ({"sharding": "full", "num_processes": 2, "optimizer": "adafactor"}, fm.RequestError, "optimizer"),
         ({"model": "fm/tiny-llama", "method": "full", "context_length": 4096}, fm.RequestError, "at most 512"),

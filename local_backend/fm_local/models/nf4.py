@@ -50,3 +50,12 @@ def size_of(parameter: torch.nn.Parameter) -> int:
     """The numbers that `parameter` stands for, also where several are packed into a byte."""
     state = getattr(parameter, "quant_state", None)
     return state.shape.numel() if state is not None else parameter.numel()
+
+
+def keep_scales(model: torch.nn.Module, device: torch.device) -> None:
+    """Lets the layers in 4 bits hold their scales themselves, on `device`: sharding makes new parameters of the packed
+    numbers, without the old ones' attributes, and bitsandbytes then looks for the scales at the layer."""
+    for layer in model.modules():
+        if (state := getattr(getattr(layer, "weight", None), "quant_state", None)) is not None:
+            state.to(device)
+            layer.quant_state = state

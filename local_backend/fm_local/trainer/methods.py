@@ -40,10 +40,8 @@ class Trainee:
     saved_dtype: torch.dtype
     """In what number format a fully trained model is saved: its base's own."""
 
-    @property
-    def parameters(self) -> int:
-        """Parameters of the whole model, adapters included; one in 4 bits counts as one."""
-        return sum(size_of(parameter) for parameter in self.language_model.parameters())
+    parameters: int
+    """Those of the whole model, adapters included; one in 4 bits counts as one."""
 
 
 def prepare_model(job: Job, tokenizer: Any, *, precision: str, device: torch.device) -> Trainee:
@@ -71,7 +69,8 @@ def prepare_model(job: Job, tokenizer: Any, *, precision: str, device: torch.dev
     else:
         assert base is not None, "resolved models have a folder by the time they are trained"
         if request.method == "qlora":
-            model = load_nf4(base, dtype=frozen_dtype, device=device)
+            whole_on = device if request.sharding == "none" else torch.device("cpu")
+            model = load_nf4(base, dtype=frozen_dtype, device=whole_on)
         else:
             model = load_causal_lm(base, dtype=frozen_dtype if request.method == "lora" else torch.float32)
         saved_dtype = saved_dtype_of(base)
@@ -104,7 +103,8 @@ def prepare_model(job: Job, tokenizer: Any, *, precision: str, device: torch.dev
     if job.request.sharding == "none":
         model.to(device)  # else each process moves its part
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    return Trainee(model, peft_model, trainable, job.model.kind == "preset", saved_dtype)
+    parameters = sum(size_of(parameter) for parameter in model.parameters())
+    return Trainee(model, peft_model, trainable, job.model.kind == "preset", saved_dtype, parameters)
 
 
 def _folders(job: Job) -> tuple[Path | None, Path | None]:

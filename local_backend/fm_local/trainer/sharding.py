@@ -25,6 +25,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from fm_local.models.nf4 import keep_scales
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.methods import Trainee
 
@@ -50,6 +51,7 @@ def shard(loss: TokenLoss, trainee: Trainee, accelerator: Accelerator, *, offloa
     precision = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
     # On a CPU they are in its memory already.
     policy = CPUOffloadPolicy() if offload and device.type != "cpu" else OffloadPolicy()
+    keep_scales(trainee.language_model, device)
     for layer in _layers(trainee.language_model):
         fully_shard(layer, mesh=mesh, mp_policy=precision, offload_policy=policy)
     fully_shard(loss, mesh=mesh, mp_policy=precision, offload_policy=policy)
