@@ -48,8 +48,8 @@ test: lint
 	$(BIN)/pytest tests/unit tests/contract -n auto --maxprocesses 4 --dist loadscope
 	$(BIN)/pytest tests --ignore tests/unit --ignore tests/contract --ignore tests/cluster -n auto --maxprocesses 2 --dist loadscope
 
-# Each of the two workers has a Ray cluster of its own, since tests kill nodes. On two cores that are busy otherwise, runs
-# wait for longer than the tests do: not part of `test` yet.
+# Each of the two workers has a Ray cluster of its own, since tests kill nodes. Not part of `test` until its time on a quiet
+# machine is measured.
 test-ray: $(STAMP)
 	$(BIN)/pytest tests/cluster -n 2 --dist loadfile
 
