@@ -59,6 +59,7 @@ EXTRAS = {
     "track": ("mlflow", "tensorboard", "wandb"),
 }
 """The modules that each extra brings."""
+_FOUND: set[str] = set()
 _BUILT_IN = {"backends": BACKENDS, "launchers": LAUNCHERS, "parts": PARTS}
 
 
@@ -102,14 +103,22 @@ def require(seam: str, name: str) -> None:
     """
     plugin = find(seam, name)
     for package in plugin.needs:
-        if find_spec(package) is None:
+        if not _is_installed(package):
             what = f"{seam.removesuffix('s')} {name!r}"
             raise MissingExtra(f"{what} needs {package}, not installed here", extra=plugin.extra)
 
 
 def missing_from(extra: str) -> tuple[str, ...]:
     """The modules of `extra` that are not installed. Imports none of them."""
-    return tuple(module for module in EXTRAS[extra] if find_spec(module) is None)
+    return tuple(module for module in EXTRAS[extra] if not _is_installed(module))
+
+
+def _is_installed(module: str) -> bool:
+    # What was found once is not looked for again, which a server would do at every create; what was not found may have
+    # been installed since.
+    if module not in _FOUND and find_spec(module) is not None:
+        _FOUND.add(module)
+    return module in _FOUND
 
 
 @cache

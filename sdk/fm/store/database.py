@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, func, select
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.exc import DataError, DBAPIError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.exc import DataError, DBAPIError, InvalidatePoolError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry, StaticPool
 
 from fm.errors import DiskFull, MissingExtra, RequestError, StoreError
 from fm.store import migrations
 
 _BUSY_SECONDS = 60
+_CONNECTIONS = 10
+"""Connections to PostgreSQL that are kept open. Twice as many may be open at once; the threads of one process gain
+nothing by more."""
+_TRUSTED_SECONDS = 1.0
+"""How long after its last use a connection is used again without asking first whether it still holds."""
+_USED = "fm_used"
 IN_MEMORY = "sqlite://"
 
 
@@ -37,6 +46,9 @@ class Database:
             StoreError: it can't be reached, or belongs to a newer ftctl, or, on PostgreSQL, to an older one.
         """
         self.engine = _engine(url)
+        # PostgreSQL shows each statement the state of its own moment anyway, so that a BEGIN and a COMMIT around those
+        # that only read would be two more questions for nothing.
+        self._reading = self.engine if self.is_sqlite else self.engine.execution_options(isolation_level="AUTOCOMMIT")
         # The one connection of an in-memory database is shared by all threads.
         self._exclusive = threading.RLock() if url == IN_MEMORY else None
         if as_is:
@@ -63,7 +75,8 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A transaction that sees one state of the store."""
+        """For questions. On SQLite they all see one state of the store, on PostgreSQL each that of its own moment:
+        `snapshot` is for those that must agree."""
         with self._transaction(write=False) as connection:
             yield connection
 
@@ -89,7 +102,7 @@ class Database:
         if self._exclusive:
             self._exclusive.acquire()
         try:
-            with self.engine.connect() as connection:
+            with (self.engine if write else self._reading).connect() as connection:
                 connection.execution_options(fm_write=write)
                 with connection.begin():
                     yield connection
@@ -126,7 +139,7 @@ def _engine(url: str) -> Engine:
             engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": _BUSY_SECONDS})
             _make_private(engine.url.database)
         else:
-            engine = create_engine(url, pool_pre_ping=True)
+            engine = create_engine(url, pool_size=_CONNECTIONS, max_overflow=_CONNECTIONS)
     except ModuleNotFoundError as error:
         raise MissingExtra(f"the run store's URL needs {error.name}", extra="postgres") from error
     except (SQLAlchemyError, NoSuchModuleError) as error:
@@ -140,6 +153,9 @@ def _engine(url: str) -> Engine:
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine, "checkout", partial(_ask_whether_it_holds, engine))
+        event.listen(engine, "checkin", _note_use)
     return engine
 
 
@@ -147,6 +163,20 @@ def _make_private(file: str | None) -> None:
     """Makes an SQLite file readable by the owner alone, whatever the umask; its journal gets the same mode."""
     with suppress(OSError):  # if it can't be made, connecting says so, and why
         os.close(os.open(file or "", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def _ask_whether_it_holds(engine: Engine, connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
+    # Asking before every use would be one question in four. A connection that broke just after its last use costs one
+    # StoreError, after which all those from before are given up.
+    if time.monotonic() - record.info.get(_USED, math.inf) > _TRUSTED_SECONDS:
+        try:
+            engine.dialect.do_ping(connection)
+        except Exception as error:  # the driver's own
+            raise InvalidatePoolError from error  # then the pool opens another
+
+
+def _note_use(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.info[_USED] = time.monotonic()
 
 
 def _configure_sqlite(connection: Any, _record: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from fm import lifecycle
-from fm.backends.base import PAGE_LIMIT, NewRun, RunFilter
+from fm.backends.base import PAGE_LIMIT, NewRun
 from fm.errors import Conflict, NotFound
 from fm.lifecycle import TERMINAL, EventType, Status
 from fm.names import new_run_id, new_run_name
 from fm.store import audit, registry, sensitive
-from fm.store.database import take_turns
+from fm.store.database import upsert_into
 from fm.store.schema import events, logs, metrics, runs
 from fm.types import Event, LogChunk, MetricRow, ModelRef, Principal, RunRecord
 
@@ -32,9 +31,8 @@ def create(
         NotFound: the run that it goes on from, or the registered model that it trains, has been removed.
         RequestError: it would show samples of a data set that is marked sensitive.
     """
-    take_turns(connection, f"create {who.team} {key}")
-    same = (runs.c.team == who.team, runs.c.idempotency_key == key)
-    if record := connection.execute(select(runs.c.record).where(*same)).scalar():
+    same = select(runs.c.record).where(runs.c.team == who.team, runs.c.idempotency_key == key)
+    if record := connection.execute(same).scalar():
         return RunRecord.model_validate_json(record)
     # What it needs was there when it was looked up; it may have been removed since.
     if parent:
@@ -59,27 +57,32 @@ def create(
         experiment_id=new.experiment_id or run_id,
         created_at=now,
     )
-    connection.execute(
-        insert(runs).values(
-            id=run_id,
-            name=pending.name,
-            team=pending.team,
-            owner=pending.owner,
-            status=pending.status.value,
-            experiment_id=pending.experiment_id,
-            created_at=now.timestamp(),
-            idempotency_key=key,
-            priority=new.priority,
-            record=pending.model_dump_json(),
-        )
-    )
     message = f"goes on from {parent.name}" if parent else "waits for an agent"
-    record = append(connection, run_id, [Event(type=EventType.CREATED, time=now, message=message)])
+    created = Event(type=EventType.CREATED, time=now, message=message, seq=1)
+    run = lifecycle.apply(pending, created)
+    unless_known = upsert_into(connection, runs).on_conflict_do_nothing(index_elements=["team", "idempotency_key"])
+    row = unless_known.values(
+        id=run_id,
+        name=run.name,
+        team=run.team,
+        owner=run.owner,
+        status=run.status.value,
+        experiment_id=run.experiment_id,
+        created_at=now.timestamp(),
+        idempotency_key=key,
+        priority=new.priority,
+        record=run.model_dump_json(),
+        last_seq=created.seq,
+    )
+    if not connection.execute(row, execution_options={"preserve_rowcount": True}).rowcount:
+        # Another call with this key was quicker. PostgreSQL has waited for its end, so its run is there.
+        return RunRecord.model_validate_json(connection.execute(same).scalar_one())
+    _insert_event(connection, run_id, created)
     data = sensitive.digests(new.train_data, new.eval_data)
     of = {"goes_on_from": parent.id} if parent else {}
     action = "run.resume" if parent else "run.create"
-    audit.record(connection, who, now, action, run_id, name=record.name, model=model.name, data=data, **of)
-    return record
+    audit.record(connection, who, now, action, run_id, name=run.name, model=model.name, data=data, **of)
+    return run
 
 
 def _keep_models(connection: Connection, team: str, model: ModelRef) -> ModelRef:
@@ -105,17 +108,21 @@ def append(connection: Connection, run_id: str, new: Sequence[Event]) -> RunReco
             continue
         record = lifecycle.apply(record, event)
         seq += 1
-        numbered = event.model_copy(update={"seq": seq})
-        connection.execute(
-            insert(events).values(
-                run_id=run_id, seq=seq, attempt=event.attempt, line=event.line, record=numbered.model_dump_json()
-            )
-        )
+        _insert_event(connection, run_id, event.model_copy(update={"seq": seq}))
     changes: dict[str, Any] = {"record": record.model_dump_json(), "status": record.status.value, "last_seq": seq}
     if record.status is Status.QUEUED or record.status.is_terminal():
         changes |= {"lease_agent": None, "lease_host": None, "lease_expires": None, "work": None}
     connection.execute(update(runs).where(runs.c.id == run_id).values(**changes))
     return record
+
+
+def _insert_event(connection: Connection, run_id: str, numbered: Event) -> None:
+    connection.execute(
+        insert(events).values(
+            run_id=run_id, seq=numbered.seq, attempt=numbered.attempt, line=numbered.line,
+            record=numbered.model_dump_json(),
+        )
+    )
 
 
 def _known(connection: Connection, run_id: str, event: Event) -> bool:
@@ -160,43 +167,6 @@ def find(connection: Connection, team: str, ref: str) -> RunRecord:
     if len(beginning) != 1 or len(prefix) == len("run-"):
         raise NotFound(f"there is no run {ref!r}", hint="`ftctl runs list` shows those that there are")
     return RunRecord.model_validate_json(beginning[0])
-
-
-def list_runs(connection: Connection, team: str, wanted: RunFilter) -> list[RunRecord]:
-    """The runs that fit, newest first, at most `PAGE_LIMIT`."""
-    query = select(runs.c.id, runs.c.name, runs.c.record).where(runs.c.team == team)
-    if wanted.statuses:
-        query = query.where(runs.c.status.in_([status.value for status in wanted.statuses]))
-    if wanted.owners:
-        query = query.where(runs.c.owner.in_(wanted.owners))
-    if wanted.experiment_id:
-        query = query.where(runs.c.experiment_id == wanted.experiment_id)
-    if wanted.after:
-        query = query.where(runs.c.created_at >= wanted.after.timestamp())
-    if wanted.before:
-        query = query.where(runs.c.created_at < wanted.before.timestamp())
-    if wanted.cursor:
-        last = (runs.c.team == team, runs.c.id == wanted.cursor)
-        at = connection.execute(select(runs.c.created_at).where(*last)).scalar()
-        if at is None:
-            raise NotFound(f"there is no run {wanted.cursor} to go on from")
-        older = (runs.c.created_at < at) | ((runs.c.created_at == at) & (runs.c.id < wanted.cursor))
-        query = query.where(older)
-    query = query.order_by(runs.c.created_at.desc(), runs.c.id.desc())
-    limit = max(0, min(wanted.limit, PAGE_LIMIT))
-    if wanted.name is None:
-        query = query.limit(limit)
-    found: list[RunRecord] = []
-    for row in connection.execute(query):
-        if len(found) == limit:
-            break
-        if wanted.name is None or _fits(row, wanted.name):
-            found.append(RunRecord.model_validate_json(row.record))
-    return found
-
-
-def _fits(row: Any, name: str) -> bool:
-    return fnmatch.fnmatchcase(row.name, name) or row.id.startswith((name, f"run-{name}"))
 
 
 def read_events(connection: Connection, run_id: str, after: int, limit: int) -> list[Event]:

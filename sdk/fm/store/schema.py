@@ -46,7 +46,9 @@ runs = Table(
     # What the run's folder holds, as its agent last measured it.
     Column("disk_bytes", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("team", "idempotency_key"),
+    # The order in which they are listed: all, and those of one status.
     Index("runs_by_time", "team", "created_at", "id"),
+    Index("runs_by_status_and_time", "team", "status", "created_at", "id"),
 )
 # The order in which a team's waiting runs are claimed.
 Index("runs_by_turn", runs.c.status, runs.c.team, runs.c.priority.desc(), runs.c.created_at, runs.c.id)

@@ -12,7 +12,7 @@ from sqlalchemy import delete, insert, select, update
 from fm.backends.base import NewRun, RunFilter
 from fm.clock import Clock, SystemClock
 from fm.errors import Conflict
-from fm.store import access, audit, datasets, leases, queue, registry
+from fm.store import access, audit, datasets, leases, listing, queue, registry
 from fm.store import runs as run_store
 from fm.store.access import Access
 from fm.store.admin import Administration
@@ -70,7 +70,7 @@ class RunStore:
 
     def list(self, team: str, wanted: RunFilter) -> Sequence[RunRecord]:
         with self.database.read() as connection:
-            return queue.explain(connection, team, run_store.list_runs(connection, team, wanted))
+            return queue.explain(connection, team, listing.list_runs(connection, team, wanted))
 
     def events(self, run_id: str, after: int, limit: int) -> Sequence[Event]:
         with self.database.read() as connection:
