@@ -13,7 +13,7 @@ from ipaddress import ip_address
 
 from fm.agent import daemon
 from fm.backends.stored import StoreBackend
-from fm.errors import Conflict, RequestError, Unauthorised
+from fm.errors import Conflict, RequestError, Unauthorised, Unavailable
 from fm.remote.contexts import Context, Contexts
 from fm.settings import Settings
 from fm.store.store import RunStore
@@ -122,8 +122,11 @@ def _agent(settings: Settings) -> Iterator[None]:
 
     def work() -> None:
         while not stop.is_set():
-            with suppress(Conflict):
-                daemon.serve(settings, stop, forever=True)
+            try:
+                with suppress(Conflict):
+                    daemon.serve(settings, stop, forever=True)
+            except Unavailable as error:
+                logger.error("the agent could not begin: %s", error)
             stop.wait(_AGENT_RETRY_SECONDS)
 
     thread = threading.Thread(target=work, name="fm-agent")

@@ -31,5 +31,9 @@ class TestRuns(_Remote, suite.RunContract):
     pass
 
 
+class TestCancel(_Remote, suite.CancelContract):
+    pass
+
+
 class TestModels(_Remote, suite.ModelContract):
     """Lists and refusals, for which nothing need be trained, are tested before a fake."""

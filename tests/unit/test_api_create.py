@@ -213,6 +213,7 @@ def test_a_missing_extra_is_named_with_its_command_before_anything_is_written(
 ) -> None:
     from importlib.util import find_spec as real
 
+    monkeypatch.setattr("fm.plugins._FOUND", set())
     monkeypatch.setattr("fm.plugins.find_spec", lambda name: None if name == "torch" else real(name))
     with pytest.raises(fm.MissingExtra, match=r"pip install 'ftctl\[local\]'") as caught:
         fm.create("fm/nano-llama", data, method="full", backend=local)

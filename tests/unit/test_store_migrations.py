@@ -79,7 +79,7 @@ def test_an_older_store_gets_the_shape_of_a_new_one(
 
 
 def test_what_an_older_store_holds_is_kept_and_its_teams_are_known(old_url: str) -> None:
-    assert upgrade(old_url, ROOT, moment()) == ["0002-access", "0003-pages-of-a-status"]
+    assert upgrade(old_url, ROOT, moment()) == ["0002-access", "0003-pages"]
     assert upgrade(old_url, ROOT, moment()) == []
     store = RunStore(old_url)
     assert [entry.action for entry in store.administration(ROOT).audit(10)] == ["store.upgrade"]

@@ -32,6 +32,8 @@ logger = logging.getLogger("fm.agent")
 _BUSY_PAUSE = 0.2
 _IDLE_PAUSE = 1.0
 _ANNOUNCE = timedelta(seconds=5)
+_LONGEST_PAUSE = 30.0
+"""Seconds between two looks for a store that can't be reached; the first pauses are shorter."""
 _HANDOVER = timedelta(seconds=15)
 """How long an agent that was started for a run waits for one that makes room, or that only looks who lives here."""
 IDLE_END = timedelta(seconds=20)
@@ -114,27 +116,39 @@ def _serve(settings: Settings, store: RunStore, stop: threading.Event, idle_end:
     announced = idle_since = store.clock.now()
     agent.adopt()
     agent.end_strays()
+    pause = _IDLE_PAUSE
     try:
         while not stop.is_set():
-            agent.step()
-            now = store.clock.now()
-            if now - announced > _ANNOUNCE:
-                announced = now
-                if store.announce(agent.id, agent.place, os.getpid(), fm.__version__):
-                    logger.info("drained: a newer agent takes over")
-                    return True
-                agent.adopt()
+            try:
+                agent.step()
+                now = store.clock.now()
+                if now - announced > _ANNOUNCE:
+                    if store.announce(agent.id, agent.place, os.getpid(), fm.__version__):
+                        logger.info("drained: a newer agent takes over")
+                        return True
+                    announced = now
+                    agent.adopt()
+            except Unavailable as error:
+                if idle_end is not None:
+                    logger.error("%s", error)
+                    raise
+                # Trainings go on meanwhile. Its leases may run out; what nobody else has taken over, it goes on with.
+                logger.error("%s; the next try is in %.0f s", error, pause)
+                stop.wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                continue
+            pause = _IDLE_PAUSE
             if agent.busy:
                 idle_since = now
             elif idle_end is not None and now - idle_since > idle_end:
                 return False
             stop.wait(_BUSY_PAUSE if agent.busy else _IDLE_PAUSE)
         return False
-    except Unavailable as error:
-        logger.error("%s", error)
-        raise
     finally:
-        store.retire(agent.id)
+        try:
+            store.retire(agent.id)
+        except Unavailable as error:
+            logger.error("%s; the next agent waits for its leases to run out", error)
 
 
 def ensure(settings: Settings, store: RunStore) -> None:

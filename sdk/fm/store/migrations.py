@@ -59,7 +59,7 @@ def _access(connection: Connection) -> None:
         connection.exec_driver_sql(statement)
 
 
-def _pages_of_a_status(connection: Connection) -> None:
+def _pages(connection: Connection) -> None:
     for index in runs.indexes:
         index.create(connection, checkfirst=True)
 
@@ -81,7 +81,7 @@ _APPEND_ONLY = {
 MIGRATIONS: list[tuple[str, Callable[[Connection], None]]] = [
     ("0001-first-schema", _first_schema),
     ("0002-access", _access),
-    ("0003-pages-of-a-status", _pages_of_a_status),
+    ("0003-pages", _pages),
 ]
 """Steps in order. A step that has been released is never changed; a new one is added below it."""
 

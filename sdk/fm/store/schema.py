@@ -46,9 +46,11 @@ runs = Table(
     # What the run's folder holds, as its agent last measured it.
     Column("disk_bytes", BigInteger, nullable=False, server_default="0"),
     UniqueConstraint("team", "idempotency_key"),
-    # The order in which they are listed: all, and those of one status.
+    # The order in which they are listed: all, those of one status, of one owner, of one experiment.
     Index("runs_by_time", "team", "created_at", "id"),
     Index("runs_by_status_and_time", "team", "status", "created_at", "id"),
+    Index("runs_by_owner", "team", "owner", "created_at", "id"),
+    Index("runs_by_experiment", "team", "experiment_id", "created_at", "id"),
 )
 # The order in which a team's waiting runs are claimed.
 Index("runs_by_turn", runs.c.status, runs.c.team, runs.c.priority.desc(), runs.c.created_at, runs.c.id)
