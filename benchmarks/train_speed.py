@@ -20,6 +20,7 @@ import os
 import platform
 import sys
 import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from training.task import DATA, SIZES
 
 RESULTS = HERE / "results"
 METHODS = ("lora", "full")
+Turns = dict[str, dict[str, list[report.Turn]]]
+"""By cell and contender."""
 
 
 def contenders(found: dict[str, Any], method: str, data: str) -> dict[str, Contender]:
@@ -60,9 +63,9 @@ def search(lab: Lab, cells: list[tuple[str, str]], path: Path) -> None:
                 path.write_text(json.dumps(found, indent=1) + "\n")
 
 
-def compare(lab: Lab, found: dict[str, Any], cells: list[tuple[str, str]], pairs: int) -> dict[str, Any]:
-    """By cell and contender: the results of all turns, and held-out losses."""
-    compared: dict[str, Any] = {f"{method} {data}": {} for method, data in cells}
+def compare(lab: Lab, found: dict[str, Any], cells: list[tuple[str, str]], pairs: int) -> Iterator[Turns]:
+    """By cell and contender: the results of all turns so far, after each turn."""
+    compared: Turns = {f"{method} {data}": {} for method, data in cells}
     for turn in range(pairs):
         for method, data in cells:
             results: dict[str, Result] = {}
@@ -75,7 +78,7 @@ def compare(lab: Lab, found: dict[str, Any], cells: list[tuple[str, str]], pairs
             for name, result in results.items():
                 entry = compared[f"{method} {data}"].setdefault(name, [])
                 entry.append(report.turn_of(result, losses.get(name), lab.clock))
-    return compared
+        yield compared
 
 
 def main() -> None:
@@ -95,6 +98,7 @@ def main() -> None:
     if not PEERS.exists():
         parser.error(f"{PEERS} is missing; run: make peers")
     place = f"{options.device}-{options.size}".replace("cpu-cpu", "cpu")
+    out = options.out or RESULTS / f"train_speed_{place}.json"
     found_path = RESULTS / f"train_search_{place}.json"
     cells = [(method, data) for method in options.methods for data in options.data]
     found = json.loads(found_path.read_text()) if found_path.exists() else {}
@@ -107,20 +111,19 @@ def main() -> None:
         if options.search:
             search(lab, cells, found_path)
             return
-        compared = compare(lab, found, cells, options.pairs)
-        how = {
-            "measured": datetime.now(UTC).date().isoformat(), "machine": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(), "device": options.device, "size": options.size, "clock": options.clock,
-            "pairs": options.pairs,
-        }  # fmt: skip
-        measured = {
-            cell: {"how": how, "contenders": report.summary(turns, lab.size, options.device, cell)}
-            for cell, turns in compared.items()
-        }
-    out = options.out or RESULTS / f"train_speed_{place}.json"
-    # Hours go into a cell, so one may be measured at a time: those of earlier runs stay.
-    figures = (json.loads(out.read_text()) if out.exists() else {}) | measured
-    out.write_text(json.dumps(figures, indent=1) + "\n")
+        # Hours go into a cell, so one may be measured at a time, and what is measured outlives a turn that fails.
+        earlier = json.loads(out.read_text()) if out.exists() else {}
+        for turn, compared in enumerate(compare(lab, found, cells, options.pairs), start=1):
+            how = {
+                "measured": datetime.now(UTC).date().isoformat(), "machine": platform.processor() or platform.machine(),
+                "cores": os.cpu_count(), "device": options.device, "size": options.size, "clock": options.clock,
+                "pairs": turn,
+            }  # fmt: skip
+            figures = earlier | {
+                cell: {"how": how, "contenders": report.summary(turns, lab.size, options.device, cell)}
+                for cell, turns in compared.items()
+            }
+            out.write_text(json.dumps(figures, indent=1) + "\n")
     print(report.table(figures))
     report.plot(figures, HERE.parent / "docs" / f"loss-curves-{place}.png")
 
