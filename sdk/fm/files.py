@@ -161,10 +161,17 @@ def read_manifest(folder: Path, *, verify: bool = False) -> dict[str, Any] | Non
     return dict(manifest)
 
 
+def all_below(path: Path) -> Iterator[Path]:
+    """`path`, and all folders and files in it, passing over what is removed meanwhile, where `rglob` would fail."""
+    yield path
+    for folder, folders, files in os.walk(path):
+        yield from (Path(folder, name) for name in (*folders, *files))
+
+
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files in a folder, of which some may be removed meanwhile."""
     size = 0
-    for file in (path, *(path.rglob("*") if path.is_dir() else ())):
+    for file in all_below(path):
         with suppress(FileNotFoundError):
             stat = file.lstat()
             size += stat.st_size if S_ISREG(stat.st_mode) else 0

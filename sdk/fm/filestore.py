@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from fm.errors import Damaged, NotFound, RequestError, Unavailable
-from fm.files import digest_file, disk_errors, make_private, read_manifest, sync_folder
+from fm.files import all_below, digest_file, disk_errors, make_private, read_manifest, sync_folder
 from fm.layout import MANIFEST
 
 
@@ -279,7 +279,7 @@ def _renamed(folder: Path, target: Path) -> bool:
 def usage_of(path: Path) -> Usage:
     """Size of all files at or below `path`, and when anything there was last written or read."""
     size, touched = 0, 0.0
-    for file in (path, *(path.rglob("*") if path.is_dir() else ())):
+    for file in all_below(path):
         try:
             found = file.lstat()
         except FileNotFoundError:  # removed by its owner meanwhile

@@ -18,8 +18,6 @@ from fm.cli.main import run
 from support.learners import trained_base, word_pairs
 from support.local import processes_of
 
-SECONDS = 90.0
-"""For a verdict on two cores that have nothing else to do; where processes queue for them, as many times longer."""
 PAIRS = {"task_type": "INSTRUCTION_FINETUNE"}
 
 
@@ -42,7 +40,7 @@ def data(tmp_path: Path) -> Path:
     ],
     ids=["rank", "modules", "learning rate"],
 )
-def test_a_planted_fault_gets_its_verdict_in_time(
+def test_a_planted_fault_gets_its_verdict(
     base: Path, data: Path, planted: dict[str, Any], verdict: str, remedy: str
 ) -> None:
     found = fm.preflight(base, data, **PAIRS, **planted)
@@ -51,7 +49,6 @@ def test_a_planted_fault_gets_its_verdict_in_time(
     assert (rung.verdict, rung.outcome) == (verdict, "fail"), str(found)
     assert remedy in rung.remedy
     assert rung.trials[-1].learnt
-    assert rung.seconds < SECONDS * max(1.0, os.getloadavg()[0] / 2)
     assert remedy in str(found)
 
 

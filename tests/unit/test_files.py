@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from fm.errors import Conflict, DiskFull, Unavailable
-from fm.files import atomic_folder, atomic_writer, disk_errors, make_private, read_manifest, seal, write_json
+from fm.files import (
+    all_below,
+    atomic_folder,
+    atomic_writer,
+    disk_errors,
+    make_private,
+    read_manifest,
+    seal,
+    size_of,
+    write_json,
+)
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -97,3 +108,14 @@ def test_a_folder_that_others_made_meanwhile_stays(tmp_path: Path) -> None:
         target.mkdir()
         (target / "theirs").touch()
     assert [path.name for path in target.parent.rglob("*")] == ["model", "theirs"]
+
+
+def test_the_size_of_a_folder_survives_what_is_removed_while_it_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "kept").write_bytes(b"four")
+    found = all_below(tmp_path)
+    assert next(found) == tmp_path
+    assert next(found) == tmp_path / "a"
+    shutil.rmtree(tmp_path / "a")
+    assert list(found) == [tmp_path / "kept"]
+    assert size_of(tmp_path) == 4

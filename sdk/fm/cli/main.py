@@ -100,6 +100,9 @@ def run(arguments: list[str]) -> int:
             _show_traceback()
         return _explain(error)
     except Exception as error:
+        # pydantic tells of a Ctrl-C that meets it while it builds a validator as an error of the schema.
+        if "KeyboardInterrupt" in str(error):
+            return INTERRUPTED
         if debug:
             _show_traceback()
             return 1
