@@ -111,11 +111,11 @@ def test_a_folder_that_others_made_meanwhile_stays(tmp_path: Path) -> None:
 
 
 def test_the_size_of_a_folder_survives_what_is_removed_while_it_is_counted(tmp_path: Path) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    (tmp_path / "kept").write_bytes(b"four")
-    found = all_below(tmp_path)
-    assert next(found) == tmp_path
-    assert next(found) == tmp_path / "a"
-    shutil.rmtree(tmp_path / "a")
-    assert list(found) == [tmp_path / "kept"]
-    assert size_of(tmp_path) == 4
+    root = tmp_path / "root"
+    (root / "a" / "b").mkdir(parents=True)
+    (root / "kept").write_bytes(b"four")
+    found = all_below(root)
+    assert [next(found), next(found)] == [root, root / "a"]
+    shutil.rmtree(root / "a")
+    assert list(found) == [root / "kept"]
+    assert size_of(root) == 4
