@@ -33,7 +33,8 @@ SAVE_AT = 3
 
 def prepare(lab: Lab, turns: int) -> dict[str, list[float]]:
     """Rows per second of each turn."""
-    task, rates = lab.tasks["docstrings"], {"ours": [], "trl": []}  # type: ignore[var-annotated]
+    task = lab.tasks["docstrings"]
+    rates: dict[str, list[float]] = {"ours": [], "trl": []}
     for turn in range(turns):
         root = lab.folder / f"prepared-{turn}"
         rates["ours"].append(task["rows"] / ours.prepare(root, lab.model, Path(task["data"]))["seconds"])

@@ -45,11 +45,9 @@ def postgres() -> Iterator[str]:
 @pytest.fixture(params=["sqlite", "postgres"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """URL of a database in which there is nothing yet, on SQLite and on PostgreSQL."""
-    from support.stores import fresh_database
+    from support.stores import empty_database
 
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'store.db'}"
-    return fresh_database(request.getfixturevalue("postgres"))
+    return empty_database(request, tmp_path / "store.db")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -11,9 +11,10 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from training.task import SKIPPED_STEPS
 
@@ -58,6 +59,17 @@ class Result:
     def read(cls, path: Path) -> Result:
         values = json.loads(path.read_text())
         return cls(**(values | {"steps": [Step(**step) for step in values["steps"]]}))
+
+    def timing_saves(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        """`inner`, a part of saving a checkpoint, whose seconds are added to `save_s`."""
+
+        def timed(*more: Any, **named: Any) -> Any:
+            begin = time.perf_counter()
+            answer = inner(*more, **named)
+            self.save_s = (self.save_s or 0.0) + time.perf_counter() - begin
+            return answer
+
+        return timed
 
     def tokens_per_second(self, clock: str) -> float:
         """Of the steady state: the first steps end before the clock starts. `clock`: "at" or "cpu", as in `Step`."""

@@ -44,22 +44,6 @@ def _job(stage: Any, root: Path, model: Path, data: Path, ref: DataRef, request:
     )  # fmt: skip
 
 
-def time_saving(result: Result) -> None:
-    """Notes how long the trainer takes for a checkpoint, from collecting the tensors to the sealed folder."""
-    from fm_local.trainer import checkpoint
-
-    def timed(inner: Any) -> Any:
-        def call(*more: Any, **named: Any) -> Any:
-            begin = time.perf_counter()
-            answer = inner(*more, **named)
-            result.save_s = (result.save_s or 0.0) + time.perf_counter() - begin
-            return answer
-
-        return call
-
-    checkpoint.collect, checkpoint.save = timed(checkpoint.collect), timed(checkpoint.save)
-
-
 def main(result_path: Path, spec: dict[str, Any]) -> None:
     from fm_local.trainer.loop import train
 
@@ -98,7 +82,11 @@ def main(result_path: Path, spec: dict[str, Any]) -> None:
         return ticks[-1][0]
 
     if spec["save_at"]:
-        time_saving(result)
+        from fm_local.trainer import checkpoint
+
+        # From collecting the tensors to the sealed folder.
+        checkpoint.collect = result.timing_saves(checkpoint.collect)
+        checkpoint.save = result.timing_saves(checkpoint.save)
         result.checkpoint = str(folder.checkpoint(spec["save_at"]))
     train(job, folder, now=now)
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]

@@ -120,18 +120,6 @@ def make_hf(spec: dict[str, Any], rows: list[dict[str, str]], tokenizer: Any, mo
     )  # fmt: skip
 
 
-def time_saving(trainer: Trainer, result: Result) -> None:
-    """Notes how long the trainer takes for a checkpoint."""
-    inner = trainer._save_checkpoint
-
-    def save(*more: Any, **named: Any) -> None:
-        begin = time.perf_counter()
-        inner(*more, **named)
-        result.save_s = time.perf_counter() - begin
-
-    trainer._save_checkpoint = save  # type: ignore[method-assign]
-
-
 def main(result_path: Path, spec: dict[str, Any]) -> None:
     result, options = Result(started=spec["started"]), dict(spec["options"])
     kind, attention, dtype = (options.pop(name, None) for name in ("trainer", "attention", "dtype"))
@@ -150,7 +138,7 @@ def main(result_path: Path, spec: dict[str, Any]) -> None:
     watch.wrap(trainer)
     trainer.add_callback(watch)
     if spec["save_at"]:
-        time_saving(trainer, result)
+        trainer._save_checkpoint = result.timing_saves(trainer._save_checkpoint)  # type: ignore[method-assign]
         result.checkpoint = str(out / f"checkpoint-{spec['save_at']}")
     trainer.train(resume_from_checkpoint=spec["resume"])
     trainer.save_model(str(out / "final"))

@@ -16,7 +16,7 @@ from fm.planning import parameters_of, refuse_oversize
 from fm.plugins import find, load, missing_from, require
 from fm.request import TrainRequest
 from fm.resolve import context_length_of, refuse_quantised, resolve_model
-from fm.types import DEFAULT_LAUNCHER, DataRef, ModelRef
+from fm.types import CLUSTER_LAUNCHER, DEFAULT_LAUNCHER, DataRef, ModelRef
 
 if TYPE_CHECKING:
     from fm.creation import DryRun
@@ -62,7 +62,7 @@ class ThisMachine:
             _check_disk(self._backend.storage.root, prepared.request, prepared.model, prepared.train_data)
         if prepared.launcher == DEFAULT_LAUNCHER and not prepared.allow_oversize:
             refuse_oversize(prepared)
-        elif prepared.launcher == "ray":
+        elif prepared.launcher == CLUSTER_LAUNCHER:
             load("parts", "admit_to_ray")(prepared.request, allow_oversize=prepared.allow_oversize)
 
     def plan(self, task: PlanTask) -> Plan:

@@ -168,11 +168,13 @@ def all_below(path: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in (*folders, *files))
 
 
+def stats_below(path: Path) -> Iterator[os.stat_result]:
+    """What `lstat` says of each of them that is still there."""
+    for entry in all_below(path):
+        with suppress(FileNotFoundError):  # removed by its owner meanwhile
+            yield entry.lstat()
+
+
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files in a folder, of which some may be removed meanwhile."""
-    size = 0
-    for file in all_below(path):
-        with suppress(FileNotFoundError):
-            stat = file.lstat()
-            size += stat.st_size if S_ISREG(stat.st_mode) else 0
-    return size
+    return sum(found.st_size for found in stats_below(path) if S_ISREG(found.st_mode))

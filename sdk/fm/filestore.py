@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from fm.errors import Damaged, NotFound, RequestError, Unavailable
-from fm.files import all_below, digest_file, disk_errors, make_private, read_manifest, sync_folder
+from fm.files import digest_file, disk_errors, make_private, read_manifest, stats_below, sync_folder
 from fm.layout import MANIFEST
 
 
@@ -279,11 +279,7 @@ def _renamed(folder: Path, target: Path) -> bool:
 def usage_of(path: Path) -> Usage:
     """Size of all files at or below `path`, and when anything there was last written or read."""
     size, touched = 0, 0.0
-    for file in all_below(path):
-        try:
-            found = file.lstat()
-        except FileNotFoundError:  # removed by its owner meanwhile
-            continue
+    for found in stats_below(path):
         is_file = stat.S_ISREG(found.st_mode)
         size += found.st_size if is_file else 0
         touched = max(touched, found.st_mtime, found.st_atime if is_file else 0.0)

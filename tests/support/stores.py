@@ -52,6 +52,11 @@ def fresh_database(server_url: str) -> str:
     return make_url(server_url).set(database=name).render_as_string(hide_password=False)
 
 
+def empty_database(request: Any, file: Path) -> str:
+    """URL of an empty database of the kind that the fixture's parameter names; if that is SQLite, in `file`."""
+    return f"sqlite:///{file}" if request.param == "sqlite" else fresh_database(request.getfixturevalue("postgres"))
+
+
 def new_run(**request: Any) -> NewRun:
     """A run to be stored, of data and a model that nobody looks at."""
     values = {"model": "org/model", "train_data_path": "/data.jsonl", **request}

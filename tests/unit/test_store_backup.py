@@ -19,7 +19,7 @@ from fm.store.backup import back_up, restore, upgrade
 from fm.store.schema import metadata
 from fm.store.store import RunStore
 from fm.types import Principal
-from support.stores import fresh_database, moment, new_run
+from support.stores import empty_database, moment, new_run
 from support.teams import TwoTeams
 
 ROOT = Principal(user="root")
@@ -41,9 +41,7 @@ def filled(store_url: str, tmp_path: Path) -> str:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def target(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'target.db'}"
-    return fresh_database(request.getfixturevalue("postgres"))
+    return empty_database(request, tmp_path / "target.db")
 
 
 def content(url: str) -> dict[str, list[Any]]:

@@ -20,7 +20,7 @@ from fm_local.plan.amounts import Amounts, amounts_of, steps_and_tokens
 from fm_local.plan.layers import build_meta
 from fm_local.plan.machine import Machine, find_machine
 from fm_local.plan.memory import Constants, Numbers, memory_of
-from fm_local.plan.tracing import Step, Traced, trace
+from fm_local.plan.tracing import DEPTHS, Step, Traced, trace
 from fm_local.trainer import device
 
 _DEFAULT_CONTEXT = 2048
@@ -104,8 +104,8 @@ def make_plan(task: PlanTask) -> Plan:
         seconds=seconds,
         cost=None if price is None or seconds is None else price * devices * seconds / 3600,
         assumptions=(
-            f"traced on fake tensors: all {layers} layers" if layers <= 3 else
-            f"traced on fake tensors: 2 and 3 layers of each kind, extrapolated to all {layers}",
+            f"traced on fake tensors: all {layers} layers" if layers <= max(DEPTHS) else
+            f"traced on fake tensors: {DEPTHS[0]} and {DEPTHS[1]} layers of each kind, extrapolated to all {layers}",
             amounts.assumption,
             f"computed in {'bf16' if bf16 else 'fp32'}; trained weights, their gradients and optimiser states in fp32; "
             f"activation checkpointing {'on' if checkpointing else 'off'}, as the trainer chooses here",

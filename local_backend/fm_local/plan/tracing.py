@@ -25,9 +25,9 @@ from fm_local.trainer.adapters import add_adapter
 from fm_local.trainer.batching import MicroBatch
 from fm_local.trainer.loss import TokenLoss
 
-_DEPTHS = (2, 3)
+DEPTHS = (2, 3)
 """Layers of one kind that are traced: two points of a straight line. A single layer would be first and last at once."""
-_MOST_DEPTH = max(_DEPTHS)
+_MOST_DEPTH = max(DEPTHS)
 _SHORT = 8
 """Tokens of a row on which a model is tried."""
 
@@ -157,12 +157,12 @@ def _trace(config: Any, step: Step) -> Traced:
             layers.put([first])
             head = _look_at_head(model)
             found = []
-            for depth in _DEPTHS:
+            for depth in DEPTHS:
                 layers.put(range(first, first + depth))
                 found.append(_measure(model, step, *head))
             low, high = found
             for name in low:
-                slope = (high[name] - low[name]) / (_DEPTHS[1] - _DEPTHS[0])
+                slope = (high[name] - low[name]) / (DEPTHS[1] - DEPTHS[0])
                 sums[name] += slope * len(kind)
                 fixed[name] = max(fixed.get(name, 0.0), high[name] - _MOST_DEPTH * slope)
     return Traced(**counts, **{name: fixed[name] + sums[name] for name in fixed})

@@ -90,9 +90,9 @@ def _no_needless_bitsandbytes() -> Iterator[None]:
     try:
         yield
     finally:
+        del sys.modules[name]
         from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 
-        del sys.modules[name]
         for asked in (is_bnb_available, is_bnb_4bit_available):
             asked.cache_clear()
 

@@ -9,13 +9,11 @@ from typing import Any
 from fm.agent.devices import Devices
 from fm.backends.base import Backend
 from fm.creation import DryRun
-from fm.errors import RequestError
-from fm.ladder.ground import Ground, private_ground, with_request
+from fm.ladder.ground import Ground, fits, private_ground, with_request
 from fm.ladder.overfit import EXAMPLES, Say, overfit
 from fm.ladder.processes import SAMPLE_STEPS, Climbed, climb_with
 from fm.ladder.sample import write_sample
 from fm.layout import Storage
-from fm.planning import refuse_oversize
 from fm.preflights import Preflight, Rung
 from fm.resolve import context_length_of
 from fm.types import ModelRef
@@ -74,7 +72,7 @@ def _rungs(ground: Ground, prepared: DryRun, say: Say) -> Iterator[Rung]:
             reason = f"this machine has {most} GPU{'s' * (most > 1)}"
             yield Rung(name=name, outcome="skipped", found=reason, processes=processes)
             continue
-        if sharded and processes == 1 and not _fits(here):
+        if sharded and processes == 1 and not fits(here):
             yield Rung(name=name, outcome="skipped", found="one process can't hold the model", processes=1)
             continue
         say(f"{name}: some steps, and on from a checkpoint")
@@ -101,11 +99,3 @@ def _doubling(most: int) -> list[int]:
 def _on(prepared: DryRun, processes: int) -> DryRun:
     sharding = prepared.request.sharding if processes > 1 else "none"
     return with_request(prepared, num_processes=processes, sharding=sharding)
-
-
-def _fits(prepared: DryRun) -> bool:
-    try:
-        refuse_oversize(prepared)
-    except RequestError:
-        return False
-    return True

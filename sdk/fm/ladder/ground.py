@@ -22,12 +22,14 @@ from fm.agent.devices import Devices
 from fm.backends.base import NewRun
 from fm.backends.stored import StoreBackend
 from fm.creation import DryRun, submit
+from fm.errors import RequestError
 from fm.files import make_private
 from fm.job import Job, Stage
 from fm.launching import Handle, Launcher, Poll
 from fm.layout import StageFolder, Storage
 from fm.lifecycle import EventType, Status
 from fm.pending import new_key
+from fm.planning import refuse_oversize
 from fm.run import Run
 from fm.store.database import IN_MEMORY
 from fm.store.store import RunStore
@@ -170,3 +172,12 @@ def with_request(prepared: DryRun, **changes: Any) -> DryRun:
     """
     values = {**prepared.request.model_dump(), **changes}
     return replace(prepared, request=type(prepared.request).build(values))
+
+
+def fits(prepared: DryRun) -> bool:
+    """Whether `fm.create` would not refuse `prepared` for its size."""
+    try:
+        refuse_oversize(prepared)
+    except RequestError:
+        return False
+    return True

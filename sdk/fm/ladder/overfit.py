@@ -12,9 +12,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from fm.creation import DryRun
-from fm.errors import RequestError
-from fm.ladder.ground import Ground, with_request
-from fm.planning import refuse_oversize
+from fm.ladder.ground import Ground, fits, with_request
 from fm.preflights import Rung, Trial, Verdict
 from fm.progress import TRAIN_LOSS
 
@@ -163,9 +161,7 @@ def _larger(prepared: DryRun, asked: Trial) -> Iterator[_Variant]:
         yield _Variant("adapters on all linear layers", "target modules too few", {**same, "lora": dict(lora)})
     yield _Variant(f"rank {rank}", "rank too small", {**same, "lora": {**lora, **more}})
     full = with_request(prepared, method="full")
-    try:
-        refuse_oversize(full)
-    except RequestError:
+    if not fits(full):
         return
     for rate in (None, asked.learning_rate):
         yield _Variant("method full", "adapter too small", {"learning_rate": rate, "method": "full"})
