@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from fm.backends.base import RunFilter
+from fm.backends.base import PAGE_LIMIT, RunFilter
 from fm.cli.main import run as ftctl
 from fm.errors import Conflict, Damaged, RequestError, StoreError, Unauthorised
 from fm.lifecycle import Status
@@ -163,7 +163,7 @@ def test_a_backup_under_load_is_of_one_moment(store_url: str, tmp_path: Path) ->
     written: list[str] = []
 
     def write() -> None:
-        while not stop.is_set():
+        while not stop.is_set() and len(written) < PAGE_LIMIT:  # one page shows them all
             written.append(store.create(new_run(), str(len(written)), ROOT).id)
 
     writer = threading.Thread(target=write)
@@ -177,7 +177,7 @@ def test_a_backup_under_load_is_of_one_moment(store_url: str, tmp_path: Path) ->
     other = f"sqlite:///{tmp_path / 'other.db'}"
     restore(other, tmp_path / "b", ROOT, moment())
     copy = RunStore(other)
-    runs = copy.list("local", RunFilter(limit=1000, statuses=frozenset({Status.QUEUED})))
+    runs = copy.list("local", RunFilter(limit=PAGE_LIMIT, statuses=frozenset({Status.QUEUED})))
     assert {run.id for run in runs} == set(written[: len(runs)])
     assert copy.administration(ROOT).verify_audit().entries == len(runs) + 2  # the backup and the restore
     copy.close()
