@@ -1,6 +1,6 @@
 """kill -9 of the trainer, the agent and the calling script: no run lost, none double, the same weights bit for bit.
 
-Three kills of each kind here; `make prove` does twenty.
+Two kills of each kind here; `make prove` does twenty.
 """
 
 from __future__ import annotations
@@ -29,5 +29,5 @@ def expected(victim: Victim) -> dict[str, str]:
 def test_a_kill_loses_no_run_doubles_none_and_changes_no_weight(
     kind: str, victim: Victim, expected: dict[str, str]
 ) -> None:
-    seen = list(trials(victim, kind, 3, expected))
+    seen = list(trials(victim, kind, 2, expected))
     assert any(trial.hit for trial in seen), f"no kill met its moment: {seen}"

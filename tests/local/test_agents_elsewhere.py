@@ -133,6 +133,7 @@ def test_an_agent_that_cannot_enter_the_servers_folder_trains_on_uploaded_data_a
     agent.kill()
 
 
+@pytest.mark.parametrize("team", ["s3"], indirect=True)
 def test_a_second_machine_goes_on_from_the_last_checkpoint_of_one_that_is_lost(team: Team, tmp_path: Path) -> None:
     long = {"training_duration": "300ba", "save_interval": "20ba"}
     expected = weights_on_one_machine(tmp_path, **long)

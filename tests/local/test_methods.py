@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +25,7 @@ from fm_local.trainer.adapters import add_adapter
 from fm_local.trainer.batching import collate
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.rates import default_rate, rate_warning
+from support.fresh import in_fresh_processes
 from support.models import VOCABULARY, Rows, events, examples, lines, make_job, model, run
 
 CPU = torch.device("cpu")
@@ -54,6 +53,11 @@ def logits_of(language_model: Any, ids: torch.Tensor) -> torch.Tensor:
     return found
 
 
+def keep_logits(adapter: Path, base: Path, ids: list[list[int]], out: Path) -> int:
+    torch.save(logits_of(open_model(adapter, base_path=base, device="cpu").model, torch.tensor(ids)), out)
+    return 0
+
+
 def divergence(one: torch.Tensor, other: torch.Tensor) -> float:
     return ((one - other).abs().max() / one.abs().max()).item()
 
@@ -67,16 +71,8 @@ def test_trap_26_and_27_each_form_of_adapter_reopens_in_a_new_process_and_merges
     adapter = trained(tmp_path, base, **FORMS[form])
     ids = torch.arange(VOCABULARY + len(FORMS[form].get("new_tokens", ())))[None, -40:]
     here = logits_of(open_model(adapter, base_path=base, device="cpu").model, ids)
-    script = """
-import sys, torch
-from pathlib import Path
-from fm_local.models.load import open_model
-tuned = open_model(Path(sys.argv[1]), base_path=Path(sys.argv[2]), device="cpu")
-with torch.no_grad():
-    torch.save(tuned.model(torch.tensor([eval(sys.argv[3])])).logits, sys.argv[4])
-"""
     out = tmp_path / "logits.pt"
-    subprocess.run([sys.executable, "-c", script, str(adapter), str(base), str(ids[0].tolist()), str(out)], check=True)
+    in_fresh_processes(keep_logits, adapter, base, ids.tolist(), out)
     torch.testing.assert_close(torch.load(out), here, rtol=1e-5, atol=1e-5)
     merged = AutoModelForCausalLM.from_pretrained(export(adapter, base, tmp_path / "merged", merge=True))
     torch.testing.assert_close(logits_of(merged, ids), here, rtol=1e-3, atol=1e-3)

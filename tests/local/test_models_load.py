@@ -17,6 +17,7 @@ from fm.types import ModelRef
 from fm_local.models import export as export_module
 from fm_local.models.export import export
 from fm_local.models.load import load_causal_lm, open_model
+from fm_local.models.tokenizer import load_tokenizer
 from support.models import events, examples, make_job, model, run
 
 
@@ -117,6 +118,7 @@ def test_an_adapter_on_another_base_is_refused(tmp_path: Path) -> None:
 
 
 def test_pickled_weights_are_never_opened(tmp_path: Path) -> None:
+    """CVE-2025-32434: torch.load executed what a file says, even with weights_only."""
     base = model("llama", tmp_path / "base")
     torch.save(load_file(base / "model.safetensors"), base / "pytorch_model.bin")
     (base / "model.safetensors").unlink()
@@ -125,13 +127,26 @@ def test_pickled_weights_are_never_opened(tmp_path: Path) -> None:
 
 
 def test_a_model_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
+    """CVE-2026-58116: a model that is named is loaded, and the code in its folder runs."""
     base = model("llama", tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
-    config |= {"model_type": "strange", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
-    (base / "config.json").write_text(json.dumps(config))
-    (base / "code.py").write_text("raise SystemExit('was run')")
+    bring_code(base, "config.json", AutoConfig="code.C", AutoModelForCausalLM="code.M", **config)
     with pytest.raises(Unsupported):
         load_causal_lm(base)
+
+
+def test_a_tokenizer_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
+    bring_code(tmp_path, "tokenizer_config.json", AutoTokenizer=["code.T", "code.T"], tokenizer_class="T")
+    bring_code(tmp_path, "config.json", AutoConfig="code.C")
+    with pytest.raises(Unsupported):
+        load_tokenizer(tmp_path)
+
+
+def bring_code(folder: Path, name: str, **values: Any) -> None:
+    """Makes `name` point to classes in a module beside it, which ends the process that imports it."""
+    auto_map = {key: values.pop(key) for key in list(values) if key.startswith("Auto")}
+    (folder / name).write_text(json.dumps({**values, "model_type": "strange", "auto_map": auto_map}))
+    (folder / "code.py").write_text("raise SystemExit('was run')")
 
 
 def test_missing_weights_are_an_error_and_not_random_numbers(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from fm.testing.serving import Served
 from fm.types import Principal
+from fm.uploads import Digester
 from fm_server.guard import PUBLIC, SCOPES
 from support.server import ask, ended_run
 
@@ -74,7 +75,7 @@ def test_no_encoding_of_a_path_leads_out_of_its_route(server: Served, tmp_path: 
 
 
 def test_no_writing_of_a_route_passes_by_the_guard(server: Served) -> None:
-    """CVE-2023-48022, CVE-2026-0545, CVE-2026-2651, CVE-2026-2652: routes that the authentication does not cover."""
+    """CVE-2023-48022, CVE-2026-0545, CVE-2026-2652: routes, those of jobs above all, that no authentication covers."""
     for (_, path), scope in SCOPES.items():
         if scope is PUBLIC:
             continue
@@ -92,7 +93,8 @@ def test_no_writing_of_a_route_passes_by_the_guard(server: Served) -> None:
 @pytest.mark.parametrize("field", ["entrypoint", "runtime_env", "command", "chat_template", "chat_template_kwargs",
                                    "python", "env", "cwd", "trust_remote_code", "output_dir"])
 def test_no_client_says_what_is_executed(server: Served, field: str) -> None:
-    """CVE-2023-48022, CVE-2025-62426, CVE-2026-58116: a job's command, environment or template from a request."""
+    """CVE-2023-48022, CVE-2025-62426, CVE-2026-58116: a job's command, environment, template or leave to run a model's
+    code from a request."""
     for place in ((), ("request",), ("caller",)):
         body: dict[str, Any] = {**BODY, "caller": {}}
         inner = body
@@ -148,6 +150,33 @@ def test_a_form_with_files_is_not_unpacked(server: Served, tmp_path: Path) -> No
         answer = ask(server, "POST", path, files=files, headers={"Idempotency-Key": "attack"})
         assert answer.status_code in (400, 415), answer.text
     assert not list(server.kept.storage.root.parent.glob("OWNED*")) and not list(tmp_path.rglob("OWNED*"))
+
+
+def test_an_upload_that_is_under_way_takes_nothing_from_others(server: Served) -> None:
+    """CVE-2026-2651: parts of an upload that whoever knows its name adds to, ends or reads."""
+    data = b'{"prompt":"p","response":"r"}\n'
+    digester = Digester()
+    digester.begin("d.jsonl", len(data))
+    digester.feed(data)
+    way = f"/v1/datasets/{digester.hexdigest()}"
+    announced = {"files": [{"name": "d.jsonl", "bytes": len(data)}]}
+    assert ask(server, "POST", way, json=announced).json() == {"bytes": 0}
+    assert ask(server, "PUT", f"{way}/parts/0", content=data[:10]).json() == {"bytes": 10}
+    reader, eve = server.token_for("local", "read"), server.token_for("others")
+    for token, status in (("", 401), (reader, 403), (eve, 404)):
+        for method, path, sent in (
+            ("PUT", f"{way}/parts/10", {"content": b"x" * (len(data) - 10)}),
+            ("POST", f"{way}/finish", {"json": {"name": "d"}}),
+            ("DELETE", way, {}),
+        ):
+            assert ask(server, method, path, token=token, **sent).status_code == status, (method, path, token)
+    # One of another team who begins the same begins at nothing, and what is hers does not mix with it.
+    assert ask(server, "POST", way, token=eve, json=announced).json() == {"bytes": 0}
+    assert ask(server, "PUT", f"{way}/parts/0", token=eve, content=b"x" * len(data)).status_code == 200
+    assert ask(server, "POST", f"{way}/finish", token=eve, json={"name": "d"}).json()["code"] == "data_changed"
+    assert ask(server, "POST", way, json=announced).json() == {"bytes": 10}
+    assert ask(server, "PUT", f"{way}/parts/10", content=data[10:]).json() == {"bytes": len(data)}
+    assert ask(server, "POST", f"{way}/finish", json={"name": "d"}).status_code == 200
 
 
 def test_many_ranges_cost_nothing(server: Served, tmp_path: Path) -> None:

@@ -89,3 +89,14 @@ def test_torch_is_imported_at_the_top_only_below_the_trainer_the_models_and_the_
         if path.parent.name not in ("trainer", "models", "plan"):
             names = {name.split(".")[0] for name in imported(path, top_level_only=True)}
             assert not names & {"torch", "peft", "accelerate"}, path
+
+
+@pytest.mark.parametrize("package", SOURCES)
+def test_nothing_opens_a_pickle_or_unpacks_an_archive(package: str) -> None:
+    """CVE-2025-32434, CVE-2025-4517: both let what is in the file decide what is run or where it is written."""
+    for path in modules(package):
+        names = {name.split(".")[0] for name in imported(path)}
+        assert not names & {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "tarfile", "zipfile"}, path
+        calls = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+        assert "unpack_archive" not in calls, path
+        assert "torch.load" not in path.read_text(), path
