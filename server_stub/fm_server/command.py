@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from fm.agent import daemon
 from fm.backends.stored import StoreBackend
@@ -37,10 +38,11 @@ def serve(
     """Serves this machine's run store until SIGTERM or Ctrl-C. Trainings go on when it ends.
 
     Raises:
-        RequestError: everybody on the way could read the tokens.
+        RequestError: everybody on the way could read the tokens, or one of `names` is no name of a machine.
         Unavailable: the address can't be had, or the store can't be used.
     """
     check_exposure(host, certificate=certificate, key=key, proxy=proxy)
+    check_names(names)
     settings = Settings.read(store_url=database, files_url=files)
     settings.prepare_home()
     store = RunStore(settings.store_url)
@@ -54,7 +56,7 @@ def serve(
         keep_token(store, url)
     app = make_app(backend, hosts={*LOOPBACK, host, socket.gethostname(), socket.getfqdn(), *names})
     server = Server(app, certificate=certificate, key=key, proxies=proxy)
-    logger.info("serving the runs of %s on %s; Ctrl-C ends it, trainings go on", settings.home, url)
+    logger.info("serving the runs in %s on %s; Ctrl-C ends it, trainings go on", store.database.place, url)
     try:
         # uvicorn raises the signal that ended it once more, for whoever handled it before.
         with _signals_handled(), _agent(settings) if agent else nullcontext():
@@ -80,10 +82,32 @@ def check_exposure(host: str, *, certificate: str | None, key: str | None, proxy
         )
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Refuses what a `Host` header never has where names are compared.
+
+    Raises:
+        RequestError: a name with a port, or a URL.
+    """
+    for name in names:
+        if is_address(name):
+            continue
+        url = urlsplit(name if "//" in name else f"//{name}")
+        if url.netloc != url.hostname or url.netloc != name:
+            raise RequestError(
+                f"--name {name} is no name of a machine", field="name",
+                hint=f"give it alone: --name {url.hostname}" if url.hostname else "give it as in a URL, without a port",
+            )
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches `host`."""
+    return host == "localhost" or (is_address(host) and ip_address(host).is_loopback)
+
+
+def is_address(host: str) -> bool:
+    """Whether `host` is an IP address, not a name."""
     try:
-        return host == "localhost" or ip_address(host).is_loopback
+        return bool(ip_address(host))
     except ValueError:
         return False
 

@@ -46,6 +46,12 @@ def test_an_address_that_others_reach_is_refused_without_tls_or_a_proxy(
     assert not contexts_path().exists()
 
 
+@pytest.mark.parametrize("name", ["train.example:8443", "https://train.example", "train.example/", "//"])
+def test_a_name_with_more_than_a_name_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ftctl(["server", "--name", name]) == 2
+    assert "--name" in capsys.readouterr().err
+
+
 def test_a_certificate_without_its_key_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.pem").touch()
     assert ftctl(["server", "--tls-cert", str(tmp_path / "c.pem")]) == 2

@@ -15,6 +15,7 @@ from fm.backends.base import RunFilter
 from fm.clock import SimulatedClock
 from fm.errors import Conflict, LeaseLost, MissingExtra, NotFound, RequestError, StoreError
 from fm.lifecycle import EventType, Status
+from fm.store.database import Database
 from fm.store.leases import LEASE, LOG_CAP, Lease
 from fm.store.store import RunStore
 from fm.types import Event, MetricRow, ModelRef, ModelVersion, Principal, RunRecord
@@ -401,3 +402,9 @@ def test_the_store_of_a_folder_that_others_may_read_is_the_owners_alone(tmp_path
     tmp_path.chmod(0o755)
     RunStore(f"sqlite:///{tmp_path / 'store.db'}").close()
     assert (tmp_path / "store.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_place_of_a_store_is_shown_without_its_password(tmp_path: Path) -> None:
+    shared = Database("postgresql+psycopg://ftctl:canary@db.example/team", as_is=True)
+    assert shared.place == "postgresql+psycopg://ftctl:***@db.example/team"
+    assert Database(f"sqlite:///{tmp_path / 'a.db'}").place == str(tmp_path / "a.db")

@@ -112,7 +112,7 @@ def _serve(settings: Settings, store: RunStore, stop: threading.Event, idle_end:
         cluster="FM_RAY_ADDRESS" in os.environ,
     )
     store.announce(agent.id, agent.place, os.getpid(), fm.__version__)
-    logger.info("waiting for runs of %s; when this agent ends, its trainings go on", settings.home)
+    logger.info("waiting for runs in %s; when this agent ends, its trainings go on", store.database.place)
     announced = idle_since = store.clock.now()
     agent.adopt()
     agent.end_strays()

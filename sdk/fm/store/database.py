@@ -70,6 +70,12 @@ class Database:
         migrations.migrate(connection)
 
     @property
+    def place(self) -> str:
+        """The file of SQLite, or the URL without its password."""
+        url = self.engine.url
+        return (url.database or "memory") if self.is_sqlite else url.render_as_string(hide_password=True)
+
+    @property
     def is_sqlite(self) -> bool:
         return self.engine.dialect.name == "sqlite"
 
