@@ -133,6 +133,11 @@ class Uploads:
             yield sealed
             shutil.rmtree(upload)
 
+    def announced(self, team: str, *, but: str) -> int:
+        """The bytes that the team's unfinished uploads will have, that of the data set `but` left out."""
+        others = (path for path in self._folder.glob(f"{_short(team)}-*") if path != self._path(team, but))
+        return sum(file.bytes for path in others for file in _listing(path) or ())
+
     def discard(self, team: str, digest: str) -> None:
         """Removes the upload; nothing if there is none."""
         upload = self._path(team, digest)
@@ -140,7 +145,7 @@ class Uploads:
             shutil.rmtree(upload)
 
     def _path(self, team: str, digest: str) -> Path:
-        return self._folder / hashlib.sha256(f"{team}/{digest}".encode()).hexdigest()[:32]
+        return self._folder / f"{_short(team)}-{_short(digest)}"
 
     def _require_space(self, size: int) -> None:
         free = shutil.disk_usage(self._folder).free
@@ -166,6 +171,10 @@ class Uploads:
                     return
             finally:
                 os.close(descriptor)
+
+
+def _short(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _check(digest: str, files: Sequence[DataFile]) -> None:

@@ -78,5 +78,10 @@ def explain_errors(app: FastAPI) -> None:
 def _request_error(error: RequestValidationError) -> RequestError:
     first: dict[str, Any] = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"][1:]) or "body"
+    if first["type"] == "extra_forbidden":
+        return RequestError(
+            f"{field} is not known to ftctl {fm.__version__}, which this server is", field=field,
+            hint="correct the name; if the client is newer, upgrade the server, or leave the field out",
+        )
     given = json.dumps(first.get("input"), default=str)[:200]
     return RequestError(f"{field}: {first['msg'][:1].lower()}{first['msg'][1:]}; got {given}", field=field)

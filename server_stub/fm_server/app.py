@@ -12,7 +12,7 @@ from fm import wire
 from fm.backends.stored import StoreBackend
 from fm_server.answers import explain_errors
 from fm_server.counters import Counters
-from fm_server.door import LOOPBACK, Door, Limits
+from fm_server.door import LOOPBACK, Door, Limits, Rules
 from fm_server.feed import Feed
 from fm_server.guard import PUBLIC, SCOPES, GuardedRoute
 from fm_server.paths import Paths
@@ -38,12 +38,13 @@ class Application(FastAPI):
 
 
 def make_app(
-    backend: StoreBackend, *, hosts: Collection[str] = LOOPBACK, limits: Limits | None = None
+    backend: StoreBackend, *, hosts: Collection[str] = LOOPBACK, tls_only: bool = False, limits: Limits | None = None
 ) -> FastAPI:
     """An ASGI application that serves `backend` to whoever has a token of its store.
 
     Args:
         hosts: the names under which it is reached; requests to any other are refused.
+        tls_only: refuse what came from another machine in the clear, past the proxy that ends TLS.
         limits: the most bytes of a request's body.
     """
     app = Application(
@@ -60,5 +61,6 @@ def make_app(
         # Not included, which newer versions of FastAPI do by a wrapper: here every route is one of the application's.
         app.router.routes.extend(router.routes)
     explain_errors(app)
-    app.add_middleware(Door, hosts=hosts, limits=limits or Limits(), counters=app.state.counters)
+    rules = Rules(hosts=frozenset(host.lower() for host in hosts), tls_only=tls_only, limits=limits or Limits())
+    app.add_middleware(Door, rules=rules, counters=app.state.counters)
     return app

@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
 from fm.agent import daemon
@@ -38,11 +38,13 @@ def serve(
     """Serves this machine's run store until SIGTERM or Ctrl-C. Trainings go on when it ends.
 
     Raises:
-        RequestError: everybody on the way could read the tokens, or one of `names` is no name of a machine.
+        RequestError: everybody on the way could read the tokens, one of `names` is no name of a machine, or `proxy` no
+            address.
         Unavailable: the address can't be had, or the store can't be used.
     """
     check_exposure(host, certificate=certificate, key=key, proxy=proxy)
     check_names(names)
+    check_proxy(proxy)
     settings = Settings.read(store_url=database, files_url=files)
     settings.prepare_home()
     store = RunStore(settings.store_url)
@@ -54,7 +56,8 @@ def serve(
     url = f"{'https' if certificate else 'http'}://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     if is_loopback(host):
         keep_token(store, url)
-    app = make_app(backend, hosts={*LOOPBACK, host, socket.gethostname(), socket.getfqdn(), *names})
+    hosts = {*LOOPBACK, host, socket.gethostname(), socket.getfqdn(), *names}
+    app = make_app(backend, hosts=hosts, tls_only=not is_loopback(host))
     server = Server(app, certificate=certificate, key=key, proxies=proxy)
     logger.info("serving the runs in %s on %s; Ctrl-C ends it, trainings go on", store.database.place, url)
     try:
@@ -97,6 +100,22 @@ def check_names(names: Sequence[str]) -> None:
                 f"--name {name} is no name of a machine", field="name",
                 hint=f"give it alone: --name {url.hostname}" if url.hostname else "give it as in a URL, without a port",
             )
+
+
+def check_proxy(proxy: str | None) -> None:
+    """Refuses what no peer's address ever equals.
+
+    Raises:
+        RequestError: not addresses or networks, separated by commas.
+    """
+    for part in proxy.split(",") if proxy is not None else ():
+        try:
+            ip_network(part.strip())
+        except ValueError:
+            raise RequestError(
+                f"--behind-proxy {part!r} is no address", field="behind-proxy",
+                hint="give the IP address from which the proxy comes, or its network as 10.0.0.0/24",
+            ) from None
 
 
 def is_loopback(host: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Collection, MutableMapping
+from collections.abc import MutableMapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,13 +39,23 @@ class Limits:
     """Of one part of a data set."""
 
 
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is let in."""
+
+    hosts: frozenset[str]
+    """Names under which the server is reached, in small letters."""
+    tls_only: bool
+    """Whether others than this machine have to come by TLS, their own or that of a proxy that says so."""
+    limits: Limits
+
+
 class Door:
     """ASGI middleware: gives each request an id, and turns away what is not for this server or is too large."""
 
-    def __init__(self, app: ASGIApp, *, hosts: Collection[str], limits: Limits, counters: Counters) -> None:
+    def __init__(self, app: ASGIApp, *, rules: Rules, counters: Counters) -> None:
         self._app = app
-        self._hosts = frozenset(host.lower() for host in hosts)
-        self._limits = limits
+        self._rules = rules
         self._counters = counters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,7 +66,7 @@ class Door:
         given = headers.get(wire.REQUEST_ID, "")
         request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
         scope.setdefault("state", {})["request_id"] = request_id
-        limit = self._limits.upload if scope["method"] == "PUT" else self._limits.body
+        limit = self._rules.limits.upload if scope["method"] == "PUT" else self._rules.limits.body
         began, status = time.perf_counter(), 500
 
         async def send_on(message: Message) -> None:
@@ -69,7 +79,7 @@ class Door:
             await send(message)
 
         try:
-            if refusal := self._refusal(headers, limit):
+            if refusal := self._refusal(scope, headers, limit):
                 refused, why = refusal
                 answer = problem(_problem(refused, why, request_id))
                 await answer(scope, receive, send_on)
@@ -78,18 +88,20 @@ class Door:
         finally:
             self._counters.request(scope["method"], _route(scope), status, time.perf_counter() - began)
 
-    def _refusal(self, headers: Headers, limit: int) -> tuple[int, str] | None:
+    def _refusal(self, scope: Scope, headers: Headers, limit: int) -> tuple[int, str] | None:
         """Status and reason of turning the request away; None to let it in."""
         host = _hostname(f"//{headers.get('host', '')}")
-        if host not in self._hosts:
-            return 403, f"this server does not answer to the name {host!r}"
+        if host not in self._rules.hosts:
+            return 403, f"this server does not answer to the name {host!r}; `ftctl server --name` gives it another"
+        if self._rules.tls_only and scope["scheme"] != "https" and (scope["client"] or ("",))[0] not in LOOPBACK:
+            return 403, "this came in the clear; come by HTTPS, through a proxy that sets X-Forwarded-Proto to https"
         origin = headers.get("origin")
-        if origin is not None and _hostname(origin) not in self._hosts:
+        if origin is not None and _hostname(origin) not in self._rules.hosts:
             return 403, "requests from other sites are refused"
         if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
             return 403, "requests from other sites are refused"
         if headers.get("content-encoding", "identity") != "identity":
-            return 415, "compressed bodies are refused"
+            return 400, "compressed bodies are refused"
         length = headers.get("content-length", "0")
         if not length.isdecimal():
             return 400, "the length of the body is no number"
@@ -114,9 +126,8 @@ def _bounded(receive: Receive, limit: int) -> Receive:
 
 
 def _problem(status: int, why: str, request_id: str) -> Problem:
-    hint = "name it with `ftctl server --name`" if status == 403 else ""
     code = {403: "forbidden"}.get(status, "request_error")
-    return Problem(title="Refused", status=status, code=code, detail=why, hint=hint, request_id=request_id)
+    return Problem(title="Refused", status=status, code=code, detail=why, request_id=request_id)
 
 
 def _hostname(url: str) -> str:

@@ -7,8 +7,9 @@ run's latest lines, which all its followers share.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, field
 
@@ -17,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from fm import wire
 from fm.backends.base import PAGE_LIMIT
 from fm.backends.stored import StoreBackend
-from fm.errors import FMError, NotFound
+from fm.errors import FMError, NotFound, Unauthorised
 from fm.types import Event
 from fm_server.counters import Counters
 from fm_server.paths import Paths
@@ -25,6 +26,8 @@ from fm_server.paths import Paths
 logger = logging.getLogger("fm.server")
 
 _TICK_SECONDS = 0.1
+_TICKS_BETWEEN_TOKENS = 10
+"""How often the followers' tokens are looked at: one that is revoked ends its streams within a second."""
 _BREATH = b": keep-alive\n\n"
 
 
@@ -69,6 +72,8 @@ class Feed:
         self._paths = paths
         self._counters = counters
         self._runs: dict[tuple[str, str], _Followed] = {}
+        self._tokens: Counter[str] = Counter()
+        self._lapsed: frozenset[str] = frozenset()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -86,6 +91,8 @@ class Feed:
             yield _BREATH  # the answer's head goes out with the first bytes
             while not self._closed:
                 changed = followed.changed  # before the look, or a change between the two would be missed
+                if view.principal.token_id in self._lapsed:
+                    raise Unauthorised("the token has been revoked, or has expired", hint="ask for a new one")
                 if followed.error:
                     yield _message("error", wire.problem_of(followed.error).model_dump_json())
                     return
@@ -106,27 +113,35 @@ class Feed:
         except FMError as error:
             yield _message("error", self._paths.hide(wire.problem_of(error).model_dump_json()))
         finally:
-            self._leave(followed)
+            self._leave(followed, view)
 
     def _join(self, view: StoreBackend, run: str) -> _Followed:
         followed = self._runs.setdefault((view.principal.team, run), _Followed(view, run))
         followed.followers += 1
+        self._tokens[view.principal.token_id] += 1
         self._counters.followers += 1
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._look_again_and_again())
         return followed
 
-    def _leave(self, followed: _Followed) -> None:
+    def _leave(self, followed: _Followed, view: StoreBackend) -> None:
+        self._tokens -= Counter([view.principal.token_id])
         self._counters.followers -= 1
         followed.followers -= 1
         if not followed.followers:
             del self._runs[(followed.view.principal.team, followed.run)]
 
     async def _look_again_and_again(self) -> None:
-        while self._runs and not self._closed:
+        for tick in itertools.count():
+            if not self._runs or self._closed:
+                return
             known = {key: followed.head for key, followed in self._runs.items()}
             try:
                 news = await run_in_threadpool(self._look, list(self._runs.values()), known)
+                if tick % _TICKS_BETWEEN_TOKENS == 0:
+                    self._lapsed = await run_in_threadpool(self._backend.store.access.lapsed, list(self._tokens))
+                    for each in self._runs.values() if self._lapsed else ():
+                        each.tell()
             except Exception as failure:
                 # Whatever it is, such as a locked store: who follows waits, and nothing is lost by looking again.
                 logger.error("can't look for new events: %s", failure, exc_info=not isinstance(failure, FMError))

@@ -8,11 +8,14 @@ import threading
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 import fm
 from fm.cli.main import run as ftctl
 from fm.remote.contexts import Contexts, contexts_path
+from fm.store.store import RunStore
+from fm.types import Principal
 from support.data import many_pairs
 from support.ftctl_server import server_process
 
@@ -50,6 +53,30 @@ def test_an_address_that_others_reach_is_refused_without_tls_or_a_proxy(
 def test_a_name_with_more_than_a_name_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert ftctl(["server", "--name", name]) == 2
     assert "--name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("proxy", ["nginx", "no such thing", "", "10.0.0.1,proxy"])
+def test_a_proxy_that_is_no_address_is_refused(proxy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert ftctl(["server", "--host", "0.0.0.0", "--behind-proxy", proxy]) == 2
+    assert "behind-proxy" in capsys.readouterr().err
+
+
+def test_what_a_proxy_forwards_counts_and_what_others_forward_does_not(tmp_path: Path) -> None:
+    forwarded = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "https"}
+    for proxy, seen in (("127.0.0.1", "203.0.113.9"), ("192.0.2.1", "127.0.0.1")):
+        home = tmp_path / proxy
+        with server_process(home, "--no-agent", "--host", "0.0.0.0", "--behind-proxy", proxy) as server:
+            store = RunStore(f"sqlite:///{home / 'ftctl.db'}")
+            admin = store.administration(Principal(user="root"))
+            admin.add_user("local", "ada")
+            headers = {"Authorization": f"Bearer {admin.make_token('local', 'ada', scopes={'read'}).text}"}
+            assert httpx.post(f"{server.url}/v1/validate", headers=headers | forwarded).status_code == 403
+            assert admin.audit(1)[0].address == seen
+            store.close()
+        in_the_clear = {"X-Forwarded-For": "203.0.113.9", "X-Forwarded-Proto": "http"}
+        with server_process(home, "--no-agent", "--host", "0.0.0.0", "--behind-proxy", proxy) as server:
+            answer = httpx.get(f"{server.url}/v1", headers=headers | in_the_clear)
+            assert answer.status_code == (403 if proxy == "127.0.0.1" else 200)
 
 
 def test_a_certificate_without_its_key_is_refused(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_body_that_is_no_submission_is_refused(server: Served, body: bytes) ->
 
 
 def test_compressed_bodies_are_not_unpacked(server: Served) -> None:
-    assert ask(server, "POST", "/v1/runs", content=b"x", headers={"Content-Encoding": "gzip"}).status_code == 415
+    assert ask(server, "POST", "/v1/runs", content=b"x", headers={"Content-Encoding": "gzip"}).status_code == 400
 
 
 @pytest.mark.parametrize("place", [(), ("request",), ("train_data",), ("caller",), ("request", "lora")])
@@ -73,6 +73,13 @@ def test_a_field_that_no_client_may_set_is_refused(server: Served, place: tuple[
     answer = ask(server, "POST", "/v1/runs", json=body, headers={"Idempotency-Key": "k"})
     assert (answer.status_code, answer.json()["code"]) == (400, "request_error")
     assert field in answer.json()["detail"]
+
+
+def test_a_field_of_a_newer_client_is_named_with_the_servers_version(server: Served) -> None:
+    body = {**SUBMISSION, "request": {**SUBMISSION["request"], "brand_new": 1}}
+    found = ask(server, "POST", "/v1/runs", json=body, headers={"Idempotency-Key": "k"}).json()
+    assert "brand_new" in found["detail"] and fm.__version__ in found["detail"]
+    assert "upgrade the server" in found["hint"]
 
 
 def test_an_unknown_query_parameter_is_refused(server: Served) -> None:

@@ -25,6 +25,13 @@ def some(path: str) -> str:
     return re.sub(r"\{(\w+)\}", lambda match: "0" * 64 if match[1] == "digest" else "a.jsonl", path)
 
 
+def template(path: str) -> str:
+    """The path of `SCOPES` that `path` is an instance of."""
+    bare = path.partition("?")[0]
+    known = (route for _, route in SCOPES if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", route), bare))
+    return min(known, key=lambda route: route.count("{"))
+
+
 def all_routes() -> list[Any]:
     return list(make_app(open_fake()).routes)
 
@@ -73,14 +80,14 @@ def test_health_needs_no_token_and_tells_nothing(server: Served) -> None:
 
 
 def test_another_teams_things_are_missing_on_every_route(server: Served, tmp_path: Path) -> None:
-    run = ended_run(server, tmp_path)
+    run = ended_run(server, tmp_path, training_duration="6ba")
     eve = server.token_for("others")
-    digest = run.record.train_data.digest
+    digest, saved = run.record.train_data.digest, run.checkpoints()[-1]
     submission = {
         "request": {"model": "fm/nano-llama", "train_data_path": "x.jsonl", "method": "full"},
         "train_data": {"digest": digest, "bytes": 1},
     }
-    weights = {**submission["request"], "custom_weights_path": f"{run.id}/1/3"}
+    weights = {**submission["request"], "custom_weights_path": f"{run.id}/1/{saved.step}"}
     asked: list[tuple[str, str, Any]] = [
         *(("GET", f"/v1/runs/{ref}{what}", None) for ref in (run.id, run.name, run.id[:-2])
           for what in ("", "/events", "/stream", "/metrics", "/logs", "/checkpoints")),
@@ -100,7 +107,11 @@ def test_another_teams_things_are_missing_on_every_route(server: Served, tmp_pat
         ("POST", "/v1/plan", submission),
         ("POST", "/v1/validate", {"request": {**submission["request"], "model": "main.qa.bot", "method": "lora"}}),
         ("POST", "/v1/validate", {"request": weights}),
+        ("GET", f"/v1/runs/{run.id}/checkpoints/{saved.step}/file?name={min(saved.files)}", None),
     ]
+    of_things = {route for route in SCOPES if "{" in route[1] or route[1].startswith("/v1/models/")}
+    of_things -= {("POST", "/v1/datasets/{digest}")}  # begins an upload of one's own
+    assert of_things <= {(method, template(path)) for method, path, _ in asked}
     for method, path, body in asked:
         answer = ask(server, method, path, token=eve, json=body, headers={"Idempotency-Key": "eve"})
         assert answer.status_code == 404, (method, path, answer.text)

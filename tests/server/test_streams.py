@@ -14,7 +14,7 @@ import fm
 from fm.backends.fake import FakeBackend, Script
 from fm.remote.opening import open_remote
 from fm.testing.serving import Served
-from fm.types import Event
+from fm.types import Event, Principal
 from support.cutting import proxied
 from support.data import many_pairs
 from support.server import ask, ended_run
@@ -113,3 +113,36 @@ def test_cut_connections_lose_and_repeat_nothing(server: Served, tmp_path: Path)
         remote = open_remote(proxy.url, token=server.token)
         assert list(remote.runs.follow(run.id)) == run.get_events()
         assert proxy.connections >= 5
+
+
+def test_a_token_that_is_revoked_ends_its_streams_and_no_others(
+    server: Served, held: Callable[[Path], fm.Run], tmp_path: Path
+) -> None:
+    run = held(tmp_path)
+    tokens = {"revoked": server.token_for("local"), "kept": server.token}
+    seen: dict[str, str] = dict.fromkeys(tokens, "")
+    administration = server.kept.store.administration(Principal(user="root"))
+
+    def follow(name: str) -> None:
+        headers = {"Authorization": f"Bearer {tokens[name]}"}
+        with httpx.stream("GET", f"{server.url}/v1/runs/{run.id}/stream", headers=headers, timeout=60) as answer:
+            for text in answer.iter_text():
+                seen[name] += text
+
+    threads = [threading.Thread(target=follow, args=(name,), daemon=True) for name in tokens]
+    for thread in threads:
+        thread.start()
+    until(lambda: all("event: event" in text for text in seen.values()))
+    administration.revoke_token(tokens["revoked"].split("_")[1])
+    until(lambda: "event: error" in seen["revoked"])
+    assert '"unauthorised"' in seen["revoked"]
+    assert threads[1].is_alive()
+    run.cancel()
+    until(lambda: messages(seen["kept"])[-1][0] == "end")
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -149,7 +149,7 @@ def test_a_team_beyond_its_quota_of_disk_waits_and_says_so(line: Queue) -> None:
     line.store.save(lease, disk_bytes=2 * 10**9)
     waiting = line.add("red")
     assert line.claim() is None
-    assert line.reason(waiting).startswith("waits: team red uses 2.0 of its 1.5 GB of disk")
+    assert line.reason(waiting).startswith("waits: team red uses 2 of its 1.5 GB of disk")
     line.end(lease)
     assert line.claim() is None
     line.store.remove(Principal(user="ada", team="red"), first.id)

@@ -11,9 +11,9 @@ import pytest
 from fm.backends import base
 from fm.backends.base import RunFilter
 from fm.backends.stored import StoreBackend
-from fm.errors import Conflict, Forbidden, NotFound, RequestError
+from fm.errors import Conflict, NotFound
 from fm.examine import ThisMachine
-from fm.lifecycle import EventType, Status
+from fm.lifecycle import Status
 from fm.request import TrainRequest
 from fm.resolve import resolve_model
 from fm.store import access
@@ -263,44 +263,6 @@ def test_data_sets_are_seen_by_their_team_and_by_those_that_were_granted_them(te
     teams.admin.grant("red", "data", REDS, "blue")
     with teams.store.database.read() as connection:
         assert access.require_download(connection, "blue", REDS).team == "red"
-
-
-def test_sensitive_data_is_not_downloaded_not_even_through_a_grant_or_a_copy(teams: TwoTeams) -> None:
-    teams.dataset("red", REDS, sensitive=True)
-    teams.dataset("blue", REDS)
-    teams.admin.grant("red", "data", REDS, "blue")
-    with teams.store.database.read() as connection:
-        for team in ("red", "blue"):
-            assert access.find_dataset(connection, team, REDS)
-            with pytest.raises(Forbidden, match="sensitive"):
-                access.require_download(connection, team, REDS)
-        assert not access.are_sensitive(connection, "green", [REDS])
-
-
-@pytest.mark.parametrize("given", [{"eval_prompts": ("hello",)}, {"trackers": ("mlflow",)}, {"trackers": ("wandb",)}])
-def test_a_run_that_would_show_sensitive_data_is_refused(teams: TwoTeams, given: dict[str, Any]) -> None:
-    teams.dataset("red", REDS, sensitive=True)
-    with pytest.raises(RequestError, match="sensitive") as error:
-        teams.create(teams.red, digest=REDS, **given)
-    assert error.value.field in given
-    teams.create(teams.red, digest=REDS, trackers=("tensorboard",))
-    teams.create(teams.red, digest="1" * 64, **given)
-
-
-def test_samples_taken_before_the_data_was_marked_are_withheld(teams: TwoTeams) -> None:
-    run = teams.finish(teams.create(teams.red, digest=REDS, eval_prompts=("hello",)))
-    before = {event.type: event for event in teams.red.runs.events(run.id)}
-    assert before[EventType.SAMPLES_GENERATED].data["samples"]
-    teams.dataset("red", REDS)
-    teams.admin.mark_dataset("red", REDS, sensitive=True)
-    after = {event.type: event for event in teams.red.runs.events(run.id)}
-    assert "samples" not in after[EventType.SAMPLES_GENERATED].data
-    assert "sensitive" in after[EventType.SAMPLES_GENERATED].message
-    assert "a scripted answer" not in repr(after)
-    teams.admin.mark_dataset("red", REDS, sensitive=False)
-    assert {event.type: event for event in teams.red.runs.events(run.id)} == before
-    with pytest.raises(NotFound):
-        teams.admin.mark_dataset("blue", REDS, sensitive=True)
 
 
 def test_what_changes_something_is_in_the_audit_log_once_and_what_only_reads_is_not(teams: TwoTeams) -> None:

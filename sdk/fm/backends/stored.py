@@ -123,10 +123,13 @@ class StoreRuns:
         folder = self._files.fetch(self._checkpoint_key(run, step))
         if read_manifest(folder, verify=True) is None:
             raise Unavailable(f"the checkpoint of step {step} in {folder} is damaged", hint="take the one before")
+        self._store.note(self._backend.principal, "checkpoint.open", run, step=step)
         return folder
 
     def read_checkpoint(self, run: str, step: int, name: str, *, offset: int = 0) -> IO[bytes]:
-        return self._files.open(self._checkpoint_key(run, step), name, offset=offset)
+        file = self._files.open(self._checkpoint_key(run, step), name, offset=offset)
+        self._store.note(self._backend.principal, "checkpoint.open", run, step=step, file=name)
+        return file
 
     def _checkpoint_key(self, run: str, step: int) -> str:
         keys = [key for _, key, manifest in self._checkpoints(run) if manifest["step"] == step]
@@ -230,7 +233,10 @@ class StoreModels:
         return folder
 
     def read(self, ref: str, name: str, *, offset: int = 0) -> IO[bytes]:
-        return self._files.open(self.get(ref).key, name, offset=offset)
+        version = self.get(ref)
+        file = self._files.open(version.key, name, offset=offset)
+        self._store.note(self._who, "model.open", version.ref, file=name)
+        return file
 
     def delete(self, ref: str) -> None:
         self._files.delete(self._store.remove_model(self._who, ref).key)

@@ -42,6 +42,8 @@ class StoreFiles:
     def begin(self, digest: str, files: Sequence[DataFile]) -> int:
         if self._has(digest):
             return sum(file.bytes for file in files)
+        announced = sum(file.bytes for file in files)
+        self._store.require_room(self._who.team, announced + self._uploads.announced(self._who.team, but=digest))
         return self._uploads.begin(self._who.team, digest, files)
 
     def append(self, digest: str, offset: int, part: bytes) -> int:
@@ -50,7 +52,10 @@ class StoreFiles:
     def finish(self, digest: str, *, name: str, rows: int | None = None, sensitive: bool = False) -> Dataset:
         if self._has(digest):  # another client was quicker, or it was finished before and the answer was lost
             self._uploads.discard(self._who.team, digest)
-            return self.get(digest)
+            known = self.get(digest)
+            if not sensitive or known.sensitive:
+                return known
+            return self._store.add_dataset(self._who, known.model_copy(update={"sensitive": True}))
         new = Dataset(
             digest=digest, name=name, bytes=0, rows=rows, sensitive=sensitive, owner=self._who.user,
             team=self._who.team, created_at=self._store.clock.now(),

@@ -114,6 +114,14 @@ class Access:
         self._note_use(row)
         return who
 
+    def lapsed(self, token_ids: Collection[str]) -> frozenset[str]:
+        """Those of the tokens that have expired, or been revoked, or removed with their users."""
+        if not token_ids:
+            return frozenset()
+        with self._database.read() as connection:
+            rows = connection.execute(select(tokens).where(tokens.c.id.in_(token_ids))).all()
+        return frozenset(token_ids) - {row.id for row in rows if not self._what_is_wrong(row)}
+
     def require(self, who: Principal, scope: Scope, action: str, object: str = "") -> None:
         """Returns if `who` has `scope`; else notes that it tried to do `action` to `object`.
 

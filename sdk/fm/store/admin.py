@@ -13,8 +13,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 from fm.clock import Clock
 from fm.errors import Conflict, NotFound, RequestError
 from fm.names import check_model_name, check_team_name, check_user_name, random_word
-from fm.store import audit
-from fm.store.access import digest_of
+from fm.store import access, audit, sensitive
 from fm.store.audit import AuditEntry, AuditHead
 from fm.store.database import Database
 from fm.store.members import Grant, GrantKind, NewToken, Team, TokenRecord, User
@@ -129,7 +128,7 @@ class Administration:
             connection.execute(
                 insert(tokens).values(
                     id=token_id,
-                    digest=digest_of(text),
+                    digest=access.digest_of(text),
                     team=team,
                     user=user,
                     scopes=" ".join(sorted(scopes)),
@@ -191,13 +190,16 @@ class Administration:
             self._note(connection, "grant.make", object, team=team, kind=kind, to_team=to_team)
 
     def revoke_grant(self, team: str, kind: GrantKind, object: str, to_team: str) -> None:
-        """Takes a grant back. Runs that use what it allowed go on.
+        """Takes a grant back. Runs that use what it allowed go on. If it was on a sensitive data set, the samples of
+        the other team's runs on it are removed: they have been withheld, and nothing would say so any more.
 
         Raises:
             NotFound: there is no such grant.
         """
         values = {"team": team, "kind": kind, "object": object, "to_team": to_team}
         with self._database.write() as connection:
+            if kind == "data" and access.are_sensitive(connection, to_team, [object]):
+                sensitive.remove_samples(connection, to_team, object)
             at = (grants.c[column] == value for column, value in values.items())
             if not connection.execute(delete(grants).where(*at)).rowcount:
                 raise NotFound(f"team {to_team} has no grant on {object} of team {team}")

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select
+from sqlalchemy import Connection, Row, delete, insert, select, update
 
-from fm.errors import Conflict, NotFound
+from fm.errors import Conflict, Forbidden, NotFound
 from fm.store import runs as run_store
 from fm.store.database import take_turns
 from fm.store.schema import datasets
@@ -16,11 +16,14 @@ from fm.types import Dataset
 
 
 def add(connection: Connection, new: Dataset) -> Dataset:
-    """Notes that the team has the data set; one that it has already stays as it is."""
+    """Notes that the team has the data set. One that it has already stays as it is, but is marked sensitive if `new`
+    is; only who runs the server takes such a mark away."""
     keep_still(connection, new.team, new.digest)
     at = (datasets.c.team == new.team, datasets.c.digest == new.digest)
     if row := connection.execute(select(datasets).where(*at)).first():
-        return of_row(row)
+        if new.sensitive and not row.sensitive:
+            connection.execute(update(datasets).where(*at).values(sensitive=1))
+        return of_row(row).model_copy(update={"sensitive": bool(row.sensitive or new.sensitive)})
     values = new.model_dump() | {"sensitive": int(new.sensitive), "created_at": new.created_at.timestamp()}
     connection.execute(insert(datasets).values(**values))
     return new
@@ -38,10 +41,17 @@ def remove(connection: Connection, team: str, digest: str) -> None:
 
     Raises:
         NotFound: the team has none of that digest.
+        Forbidden: it is marked sensitive: with it would go what withholds its runs' samples, and sent once more it
+            would be unmarked.
         Conflict: a run that has not ended uses it.
     """
     keep_still(connection, team, digest)
     at = (datasets.c.team == team, datasets.c.digest == digest)
+    if connection.execute(select(datasets.c.sensitive).where(*at)).scalar():
+        raise Forbidden(
+            f"data set {digest[:12]}… is marked sensitive, and stays as long as it is",
+            hint=f"whoever runs the server can unmark it: ftctl admin data mark {team} {digest[:12]}… --not-sensitive",
+        )
     for run in run_store.unfinished(connection):
         if digest in {data.digest for data in (run.train_data, run.eval_data) if data and data.stored}:
             which = f"run {run.name}" if run.team == team else "a run of another team"

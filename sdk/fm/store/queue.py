@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, func, select
 
+from fm.errors import DiskFull
 from fm.lifecycle import ACTIVE, Status
 from fm.store.database import take_turns, upsert_into
 from fm.store.schema import datasets, models, runs, teams, turns
@@ -124,6 +125,23 @@ def _held_back(connection: Connection, team: str) -> str:
     if limits.max_running is not None and (going := _going(connection, team)) >= limits.max_running:
         return f"waits: {going} runs of team {team} are going, and no more than {limits.max_running} may at once"
     if limits.max_disk is not None and (used := disk_bytes(connection, team)) >= limits.max_disk:
-        of = f"{used / 1e9:.1f} of its {limits.max_disk / 1e9:.1f} GB of disk"
-        return f"waits: team {team} uses {of}; removing runs or models frees some"
+        return f"waits: team {team} uses {_of(used, limits.max_disk)}; removing runs, models or data sets frees some"
     return ""
+
+
+def require_room(connection: Connection, team: str, more: int) -> None:
+    """Returns if `more` bytes fit the team's quota of disk.
+
+    Raises:
+        DiskFull: they don't.
+    """
+    most = connection.execute(select(teams.c.max_disk).where(teams.c.name == team)).scalar()
+    if most is not None and (used := disk_bytes(connection, team)) + more > most:
+        raise DiskFull(
+            f"team {team} uses {_of(used, most)}, and {more / 1e9:.3g} GB more don't fit",
+            hint="remove runs, models or data sets, or ask who runs the server for more",
+        )
+
+
+def _of(used: int, most: int) -> str:
+    return f"{used / 1e9:.3g} of its {most / 1e9:.3g} GB of disk"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, update
 
 from fm.backends.base import NewRun
 from fm.errors import RequestError
 from fm.lifecycle import EventType
 from fm.store import access
-from fm.store.schema import runs
+from fm.store.schema import datasets, events, runs
 from fm.types import DataRef, Event, RunRecord
 
 _HERE = "tensorboard"
@@ -42,6 +42,22 @@ def withhold(connection: Connection, run_id: str, found: Sequence[Event]) -> lis
     if not access.are_sensitive(connection, run.team, digests(run.train_data, run.eval_data)):
         return list(found)
     return [_without_samples(event) for event in found]
+
+
+def remove_samples(connection: Connection, team: str, digest: str) -> None:
+    """Takes the samples out of the stored events of the team's runs on that data set, unless it is also the team's."""
+    own = select(datasets.c.digest).where(datasets.c.team == team, datasets.c.digest == digest)
+    if connection.execute(own).first():
+        return
+    for run_id, record in connection.execute(select(runs.c.id, runs.c.record).where(runs.c.team == team)).all():
+        run = RunRecord.model_validate_json(record)
+        if digest not in digests(run.train_data, run.eval_data):
+            continue
+        stored_events = select(events.c.seq, events.c.record).where(events.c.run_id == run_id)
+        for seq, stored in connection.execute(stored_events).all():
+            if (event := Event.model_validate_json(stored)).type is EventType.SAMPLES_GENERATED:
+                at = update(events).where(events.c.run_id == run_id, events.c.seq == seq)
+                connection.execute(at.values(record=_without_samples(event).model_dump_json()))
 
 
 def digests(*data: DataRef | None) -> list[str]:

@@ -193,12 +193,22 @@ class RunStore:
 
     def add_dataset(self, who: Principal, new: Dataset) -> Dataset:
         with self.database.write() as connection:
-            audit.record(connection, who, self.clock.now(), "data.add", new.digest, name=new.name, bytes=new.bytes)
+            detail = {"name": new.name, "bytes": new.bytes, **({"sensitive": True} if new.sensitive else {})}
+            audit.record(connection, who, self.clock.now(), "data.add", new.digest, **detail)
             return datasets.add(connection, new)
 
     def dataset(self, team: str, digest: str) -> Dataset:
         with self.database.read() as connection:
             return datasets.of_row(access.find_dataset(connection, team, digest))
+
+    def require_room(self, team: str, more: int) -> None:
+        """Returns if `more` bytes fit the team's quota of disk.
+
+        Raises:
+            DiskFull: they don't.
+        """
+        with self.database.read() as connection:
+            queue.require_room(connection, team, more)
 
     def require_download(self, who: Principal, digest: str) -> None:
         """Notes that a data set is handed out; see `fm.store.access.require_download`."""
