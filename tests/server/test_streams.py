@@ -78,6 +78,26 @@ def test_a_quiet_stream_is_kept_alive(
     run.cancel()
 
 
+def test_a_restart_after_a_quiet_stretch_is_borne_with(
+    server: Served, held: Callable[[Path], fm.Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fm.wire.KEEP_ALIVE_SECONDS", 0.05)
+    monkeypatch.setattr("fm.remote.stream.OUTAGE_SECONDS", 1.0)
+    run = held(tmp_path)
+    with proxied(server.url) as proxy:
+        remote, seen = open_remote(proxy.url, token=server.token), []
+        follower = threading.Thread(target=lambda: seen.extend(remote.runs.follow(run.id)))
+        follower.start()
+        time.sleep(1.5)  # nothing but keep-alives, for longer than an outage may last
+        proxy.reply = lambda number, block: b"" if number == 1 else block
+        deadline = time.monotonic() + 10
+        while proxy.connections < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        run.cancel()
+        follower.join(30)
+    assert seen == run.get_events() and seen[-1].is_terminal_state()
+
+
 def test_all_who_follow_a_run_see_the_same(held: Callable[[Path], fm.Run], tmp_path: Path) -> None:
     run = held(tmp_path)
     seen: list[list[Event]] = [[] for _ in range(8)]

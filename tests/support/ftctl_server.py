@@ -31,20 +31,22 @@ class ServerProcess:
     home: Path
     options: tuple[str, ...] = ("--no-agent",)
     port: int = field(default_factory=free_port)
+    scheme: str = "http"
     process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
     def start(self) -> None:
         """Returns once it answers."""
         command = [sys.executable, "-m", "fm.cli.main", "server", "--port", str(self.port), *self.options]
         self.process = subprocess.Popen(command, env={**os.environ, "FM_HOME": str(self.home)})
+        authorities = httpx.create_ssl_context()  # those of SSL_CERT_FILE, too
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                if httpx.get(f"{self.url}/healthz", trust_env=False).is_success:
+                if httpx.get(f"{self.url}/healthz", trust_env=False, verify=authorities).is_success:
                     return
             except httpx.TransportError:
                 time.sleep(0.05)
@@ -58,9 +60,9 @@ class ServerProcess:
 
 
 @contextmanager
-def server_process(home: Path, *options: str) -> Iterator[ServerProcess]:
+def server_process(home: Path, *options: str, scheme: str = "http") -> Iterator[ServerProcess]:
     """A server that runs; killed at the end if it still does."""
-    server = ServerProcess(home, options or ("--no-agent",))
+    server = ServerProcess(home, options or ("--no-agent",), scheme=scheme)
     server.start()
     try:
         yield server

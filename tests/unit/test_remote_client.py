@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from email.utils import formatdate
 
 import httpx
 import pytest
@@ -19,6 +19,7 @@ from fm.deadline import within
 from fm.errors import Conflict, FMError, RequestError, Unauthorised, Unavailable, Unsupported
 from fm.remote.client import Call, Client
 from fm.remote.opening import open_remote
+from support.odd_server import odd_server
 
 URL = "https://train.example"
 CANARY = "ftc_canary"
@@ -106,6 +107,28 @@ def test_retry_after_is_obeyed(
     assert client.ask(Anything, GET).ok and pauses == paused
 
 
+def test_retry_after_may_be_a_moment(client: Client, server: respx.MockRouter, pauses: list[float]) -> None:
+    def busy(until: str) -> httpx.Response:
+        return httpx.Response(503, headers={"Retry-After": until})
+
+    soon, past = (formatdate(time.time() + seconds, usegmt=True) for seconds in (40, -40))
+    route = server.get("/v1/runs").mock(side_effect=[busy(soon), busy(past), httpx.Response(200)])
+    client.send(GET)
+    assert 30 < pauses[0] <= 40 and pauses[1] == 0
+    route.mock(side_effect=[busy("tomorrow"), httpx.Response(200)])
+    client.send(GET)
+    assert 0.5 <= pauses[2] <= 8, "what is no moment is passed over"
+
+
+def test_each_part_of_an_answer_has_its_own_timeout(client: Client, server: respx.MockRouter) -> None:
+    route = server.get("/v1/runs").mock(return_value=httpx.Response(200))
+    client.send(GET)
+    with client.stream(GET):
+        pass
+    for call in route.calls:
+        assert call.request.extensions["timeout"] == {"connect": 5, "read": 30, "write": 60, "pool": 5}
+
+
 def test_a_retry_after_of_more_than_two_minutes_or_beyond_the_deadline_is_not_waited_for(
     client: Client, server: respx.MockRouter, pauses: list[float]
 ) -> None:
@@ -155,7 +178,8 @@ def test_a_proxys_error_page_is_unavailable(client: Client, server: respx.MockRo
 
 @pytest.mark.parametrize(
     "url", ["http://train.example", "http://192.168.1.5:8080", "http://127.0.0.1.evil.example", "ftp://x", "https://",
-            "https://me:secret@train.example", "https://train.example/?token=x"],
+            "https://me:secret@train.example", "https://train.example/?token=x", "https://[::1",
+            "https://a:port", "https://a\0b"],
 )
 def test_no_token_is_sent_in_the_clear_or_to_what_is_no_server(url: str) -> None:
     with pytest.raises(RequestError) as error:
@@ -181,34 +205,31 @@ def test_the_token_is_in_no_repr_and_no_error(client: Client, server: respx.Mock
     assert CANARY not in shown
 
 
-@contextmanager
-def odd_server(*pieces: bytes, pause: float = 0.0, repeat: bytes = b"") -> Iterator[str]:
-    """A server that answers every connection with `pieces`, then `repeat` for ever, each after a pause."""
+@pytest.mark.parametrize("token", [f"{CANARY}\nX-Evil: 1", f"{CANARY} more", f"{CANARY}\x01", f"{CANARY}ä"])
+def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(
+    token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FM_TOKEN", token)
+    for attempt in (lambda: Client(URL, token), lambda: open_remote(URL, token=token), lambda: open_remote(URL)):
+        with pytest.raises(RequestError, match="character") as error:
+            attempt()
+        shown = "".join(traceback.format_exception(error.value)) + repr(vars(error.value))
+        assert CANARY not in shown
 
-    def answer(connection: socket.socket) -> None:
-        with connection:
-            try:
-                for piece in pieces:
-                    connection.sendall(piece)
-                    time.sleep(pause)
-                while repeat:
-                    connection.sendall(repeat)
-                    time.sleep(pause)
-                time.sleep(30)
-            except OSError:
-                return
 
-    def accept() -> None:
-        try:
-            while True:
-                threading.Thread(target=answer, args=(listening.accept()[0],), daemon=True).start()
-        except OSError:
-            return
+def test_white_space_around_a_token_is_none_of_it(server: respx.MockRouter, monkeypatch: pytest.MonkeyPatch) -> None:
+    route = server.get("/v1/runs").mock(return_value=httpx.Response(200))
+    monkeypatch.setenv("FM_TOKEN", f"{CANARY}\r\n")
+    for client in (Client(URL, f" {CANARY}\n"), open_remote(URL).client):
+        client.send(GET)
+    assert {call.request.headers["Authorization"] for call in route.calls} == {f"Bearer {CANARY}"}
 
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        threading.Thread(target=accept, daemon=True).start()
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        listening.shutdown(socket.SHUT_RDWR)
+
+@pytest.mark.parametrize("token", ["", " \n"])
+def test_an_empty_token_is_refused_whatever_else_is_kept(token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FM_TOKEN", CANARY)
+    with pytest.raises(RequestError, match="empty"):
+        open_remote(URL, token=token)
 
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n"

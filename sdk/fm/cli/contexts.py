@@ -22,7 +22,7 @@ def login(name: str, url: str) -> None:
     """
     from fm.errors import RequestError
     from fm.plugins import BACKENDS
-    from fm.remote.client import check_url
+    from fm.remote.address import check_token, check_url
     from fm.remote.contexts import Context, Contexts
     from fm.remote.opening import open_remote
 
@@ -30,7 +30,7 @@ def login(name: str, url: str) -> None:
         raise RequestError(f"{name!r} can't name a server", field="name", hint="choose another name")
     url = check_url(url)
     token = click.prompt("Token", hide_input=True, err=True) if sys.stdin.isatty() else sys.stdin.readline()
-    context = Context(url=url, token=token.strip())
+    context = Context(url=url, token=check_token(token))
     info = open_remote(url, token=context.token).info
     Contexts.read().with_context(name, context, use=True).write()
     who = f"{info.user} of {info.team}"

@@ -133,7 +133,7 @@ class RemoteRuns:
 
     def _source(self, run: str, step: int) -> downloads.Source:
         path = _path(run, f"checkpoints/{step}/file")
-        return downloads.Source(path, {}, f"the checkpoint of step {step} of {run}", _LARGE)
+        return downloads.Source(path, {}, f"the checkpoint of step {step} of {run}")
 
     def cancel(self, run: str, *, reason: str = "") -> RunRecord:
         call = Call("POST", _path(run, "cancel"), body=wire.Cancellation(reason=reason), key=new_key())
@@ -226,8 +226,7 @@ class RemoteFiles:
         return self._client.ask(wire.Listing, Call("GET", _dataset(digest, "files"))).files
 
     def read(self, digest: str, name: str, *, offset: int = 0) -> IO[bytes]:
-        found = self.get(digest)
-        source = downloads.Source(_dataset(digest, "file"), {}, found.name, found.bytes)
+        source = downloads.Source(_dataset(digest, "file"), {}, f"data set {digest[:12]}…")
         return downloads.read(self._client, source, name, offset)
 
     def delete(self, digest: str) -> None:
@@ -274,7 +273,7 @@ class RemoteMachine:
 
 
 def _of_model(version: ModelVersion) -> downloads.Source:
-    return downloads.Source(f"{PREFIX}/models/file", {"ref": version.ref}, version.ref, version.bytes)
+    return downloads.Source(f"{PREFIX}/models/file", {"ref": version.ref}, version.ref)
 
 
 def _dataset(digest: str, what: str = "") -> str:

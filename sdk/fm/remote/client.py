@@ -7,16 +7,14 @@ beyond the deadline. Redirects are not followed: a token goes to the address tha
 
 from __future__ import annotations
 
-import ipaddress
 import random
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -25,7 +23,8 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 import fm
 from fm import wire
 from fm.deadline import until, within
-from fm.errors import FMError, RequestError, Unavailable, Unsupported
+from fm.errors import FMError, Unavailable, Unsupported
+from fm.remote.address import check_token, check_url, is_loopback
 from fm.remote.network import bound
 
 M = TypeVar("M", bound=BaseModel)
@@ -86,16 +85,16 @@ class Client:
         """Nothing is asked yet.
 
         Raises:
-            RequestError: no address of a server, or the token would travel in the clear.
+            RequestError: no address of a server, no token, or it would travel in the clear.
         """
         self.url = check_url(url)
         self._sleep = sleep
         self._jitter = jitter
-        local = is_loopback(self.url)
-        # A proxy of the environment is for the way out; to this machine itself there is none.
         self._http = httpx.Client(
-            base_url=self.url, timeout=_TIMEOUTS, follow_redirects=False, trust_env=not local, auth=_Bearer(token),
+            base_url=self.url, timeout=_TIMEOUTS, follow_redirects=False, auth=_Bearer(check_token(token)),
             headers={"User-Agent": f"ftctl/{fm.__version__}"},
+            verify=httpx.create_ssl_context(),  # SSL_CERT_FILE counts wherever the server is,
+            trust_env=not is_loopback(self.url),  # but a proxy is for the way out of this machine
         )
         bound(self._http)
 
@@ -109,8 +108,16 @@ class Client:
             FMError: what the server raised, of the same class; `Unavailable` if it can't be reached in time.
         """
         response = self.send(call)
+        return self.understood(answer, response.content, response)
+
+    def understood(self, answer: type[M], text: str | bytes, response: httpx.Response) -> M:
+        """`text`, which came with `response`, as an `answer`.
+
+        Raises:
+            Unsupported: it is none.
+        """
         try:
-            return answer.model_validate_json(response.content)
+            return answer.model_validate_json(text)
         except ValidationError as error:
             raise Unsupported(
                 f"the answer of {self._who(response)} can't be understood: {error.errors()[0]['msg']}",
@@ -124,13 +131,13 @@ class Client:
 
     @contextmanager
     def stream(self, call: Call) -> Iterator[httpx.Response]:
-        """An answer whose body is still to come."""
+        """An answer whose body is still to come; how long that may take is its reader's to say."""
         with within(call.seconds):
             response = self._repeat(call, lambda headers: self._open(call, headers))
         try:
             yield response
-        except httpx.TransportError as error:
-            raise self._unreachable(error) from error
+        except httpx.RequestError as error:
+            raise self._lost(error) from error
         finally:
             response.close()
 
@@ -151,13 +158,11 @@ class Client:
             raise error from failed.__cause__
 
     def _once(self, call: Call, headers: dict[str, str]) -> httpx.Response:
-        response = self._open(call, headers)
-        try:
-            response.read()
-        except httpx.TransportError as error:
-            raise self._failed(call, error) from error
-        finally:
-            response.close()
+        with closing(self._open(call, headers)) as response:
+            try:
+                response.read()
+            except httpx.RequestError as error:
+                raise self._failed(call, error) from error
         return response
 
     def _open(self, call: Call, headers: dict[str, str]) -> httpx.Response:
@@ -170,18 +175,23 @@ class Client:
             response = self._http.send(request, stream=True)
             if response.is_success:
                 return response
-            response.read()
-            response.close()
-        except httpx.TransportError as error:
+            with closing(response):
+                response.read()
+        except httpx.RequestError as error:
             raise self._failed(call, error) from error
         raise self._refused(call, response)
 
-    def _failed(self, call: Call, error: httpx.TransportError) -> _Failed:
-        return (_Again if call.repeatable else _Failed)(self._unreachable(error))
+    def _failed(self, call: Call, error: httpx.RequestError) -> _Failed:
+        return (_Again if call.repeatable else _Failed)(self._lost(error))
 
-    def _unreachable(self, error: httpx.TransportError) -> Unavailable:
+    def _lost(self, error: httpx.RequestError) -> Unavailable:
         what = "no answer in time" if isinstance(error, httpx.TimeoutException) else str(error) or type(error).__name__
+        if isinstance(error, httpx.DecodingError):
+            hint = "try again; if it stays so, look at what lies between here and there"
+            return Unavailable(f"the answer of the server at {self.url} arrived damaged: {what}", hint=hint)
         hint = "is it running? is the URL right?"
+        if "CERTIFICATE_VERIFY_FAILED" in what:
+            hint = "is the URL right? SSL_CERT_FILE names the file of a certificate authority of your own"
         return Unavailable(f"the server at {self.url} can't be reached: {what}", hint=hint)
 
     def _refused(self, call: Call, response: httpx.Response) -> _Failed:
@@ -238,34 +248,6 @@ class _Bearer(httpx.Auth):
 def _final(error: FMError) -> FMError:
     error.retryable = False
     return error
-
-
-def check_url(url: str) -> str:
-    """`url` without a slash at its end, if a server can have it and a token may be sent there.
-
-    Raises:
-        RequestError: it is no such address, holds credentials, or is plain HTTP to another machine.
-    """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise RequestError(f"{url!r} is no server's address", field="backend", hint="write https://train.example")
-    if parts.username or parts.password:
-        hint = "pass token=…, or use ftctl login"
-        raise RequestError("a server's address holds no credentials", field="backend", hint=hint)
-    if parts.scheme == "http" and not is_loopback(url):
-        raise RequestError(
-            f"{url} is plain HTTP: everybody on the way could read the token", field="backend", hint="write https://"
-        )
-    return url.rstrip("/")
-
-
-def is_loopback(url: str) -> bool:
-    """Whether `url` leads to this machine only."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _too_late(state: RetryCallState) -> bool:

@@ -6,11 +6,15 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import httpx
+
+from fm.deadline import within
 from fm.errors import Unavailable
 from fm.files import atomic_folder, digest_file, make_private, read_manifest, seal
 from fm.remote.client import CALL_SECONDS, SLOWEST, Call, Client
@@ -21,12 +25,11 @@ _CUTS = 20
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where the files of something are asked for, and what it is called in errors. Each is at most `bytes` long."""
+    """Where the files of something are asked for, and what it is called in errors."""
 
     path: str
     params: Mapping[str, Any]
     what: str
-    bytes: int
 
 
 def fetch(client: Client, source: Source, files: Mapping[str, str], cache: Path, **facts: Any) -> Path:
@@ -61,19 +64,42 @@ def read(client: Client, source: Source, name: str, offset: int) -> IO[bytes]:
 
 
 def _read_into(file: IO[bytes], client: Client, source: Source, name: str, *, offset: int = 0) -> None:
+    patience = _Patience()
     for cut in range(_CUTS + 1):
         at = file.tell()
         headers = {"Range": f"bytes={offset + at}-"} if offset + at else {}
-        seconds = CALL_SECONDS + source.bytes / SLOWEST
-        call = Call("GET", source.path, {**source.params, "name": name}, headers=headers, seconds=seconds)
+        call = Call("GET", source.path, {**source.params, "name": name}, headers=headers, seconds=patience.seconds)
         try:
             with client.stream(call) as response:
                 if headers and response.status_code != 206:
                     raise Unavailable(f"{client.url} sent all of {name} instead of a part", hint="try again")
-                for block in response.iter_raw():
+                for block in patience.blocks(response):
                     file.write(block)
             return
         except Unavailable as error:
             # What came before the cut stays; a server that sends nothing more is given up.
             if not error.retryable or cut == _CUTS or file.tell() == at:
                 raise
+
+
+class _Patience:
+    """How long a file's next bytes are waited for: `CALL_SECONDS`, which are used up by what comes more slowly than
+    `SLOWEST` and fill up again by what comes faster."""
+
+    def __init__(self) -> None:
+        self.seconds = CALL_SECONDS
+
+    def blocks(self, response: httpx.Response) -> Iterator[bytes]:
+        """The body as it comes; a timeout once the seconds are used up."""
+        body = response.iter_raw()
+        while True:
+            began = time.monotonic()
+            try:
+                with within(self.seconds):
+                    block = next(body, None)
+            finally:
+                self.seconds -= time.monotonic() - began
+            if block is None:
+                return
+            self.seconds = min(CALL_SECONDS, self.seconds + len(block) / SLOWEST)
+            yield block

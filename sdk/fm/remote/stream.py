@@ -21,7 +21,8 @@ def follow(client: Client, path: str, after: int) -> Iterator[Event]:
     """The events above `after`, and those to come, until the server says that there are no more.
 
     Raises:
-        Unavailable: the server has been away for five minutes.
+        Unavailable: for five minutes there was no sign of life of the server.
+        Unsupported: it sends what this version can't understand.
     """
     seen = time.monotonic()
     while True:
@@ -33,15 +34,16 @@ def follow(client: Client, path: str, after: int) -> Iterator[Event]:
                     if kind == "end":
                         return
                     if kind == "error":
-                        raise error_of(Problem.model_validate_json(data))
+                        raise error_of(client.understood(Problem, data, response))
                     if kind != "event":
                         continue
-                    event = Event.model_validate_json(data)
+                    event = client.understood(Event, data, response)
                     if event.seq > after + 1:
                         break  # something was lost on the way: ask for it
                     if event.seq == after + 1:
                         after = event.seq
                         yield event
+                        seen = time.monotonic()  # however long that took its reader
         except Unavailable as error:
             if not error.retryable or time.monotonic() - seen > OUTAGE_SECONDS:
                 raise
@@ -49,7 +51,7 @@ def follow(client: Client, path: str, after: int) -> Iterator[Event]:
 
 
 def _messages(response: httpx.Response) -> Iterator[tuple[str, str]]:
-    """Kind and data of each server-sent event; what its end cut off is none."""
+    """Kind and data of each server-sent event, and an empty kind for each keep-alive; what its end cut off is none."""
     kind = data = ""
     for line in response.iter_lines():
         name, _, value = line.partition(":")
@@ -57,6 +59,8 @@ def _messages(response: httpx.Response) -> Iterator[tuple[str, str]]:
             if data:
                 yield kind, data
             kind = data = ""
+        elif not name:
+            yield "", ""
         elif name == "event":
             kind = value.strip()
         elif name == "data":
