@@ -26,6 +26,9 @@ _QUIET = {
 _POLITE = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads that wait for each other sleep. By default they spin, and on a machine that others use too a training
 then takes four times as long (measured: 62 s, and 15 s with this). The caller's environment may say otherwise."""
+_SECRETS = ("FM_STORE", "FM_FILES", "FM_TOKEN", "FM_RAY_ADDRESS")
+"""What may hold a password or is one. A trainer knows nothing of stores, servers and clusters, and runs code of others:
+its environment does not have them."""
 
 
 class ProcessLauncher:
@@ -84,7 +87,7 @@ def _environment(run: RunRecord, folder: StageFolder) -> dict[str, str]:
     environment = {**_POLITE, **os.environ, **run.caller.env, **_QUIET}
     # torchrun passes a request to stop on to its ranks, and by default kills them 30 s later.
     environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(GRACE.seconds))
-    for name in ("FM_STORE", "FM_FILES"):  # they may hold a password, and a trainer knows nothing of stores
+    for name in _SECRETS:
         environment.pop(name, None)
     if devices := Job.read(folder).devices:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))

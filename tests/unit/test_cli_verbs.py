@@ -228,6 +228,33 @@ def test_data_validate_counts_rows_or_names_the_faults(data: str, capsys: Captur
     assert "bad.jsonl:2" in capsys.readouterr().err
 
 
+def test_data_that_was_sent_is_listed_and_removed_by_a_beginning_of_its_digest(
+    data: str, capsys: Capture, tmp_path: Path
+) -> None:
+    assert out(capsys, "data", "list") == ""
+    digest = out(capsys, "data", "add", data, "--sensitive").strip()
+    other = out(capsys, "data", "add", str(chats(tmp_path / "other.jsonl", 3))).strip()
+    assert set(out(capsys, "data", "list", "-q").split()) == {other, digest}
+    head, *lines = [line.split() for line in out(capsys, "data", "list").splitlines()]
+    assert head == ["NAME", "SIZE", "ROWS", "SENSITIVE", "AGE", "DIGEST"]
+    shown = {line[-1]: line for line in lines}
+    assert "yes" not in shown[other] and {"train.jsonl", "20", "yes"} <= set(shown[digest])
+    found = json.loads(out(capsys, "data", "list", "-o", "json"))
+    assert {one["digest"]: one["sensitive"] for one in found} == {other: False, digest: True}
+    assert run(["data", "rm", "-y", ""]) == fm.RequestError.exit_code
+    assert run(["data", "rm", "-y", other[:12]]) == 0
+    assert run(["data", "rm", "-y", other]) == fm.NotFound.exit_code
+    assert "`ftctl data list`" in capsys.readouterr().err
+    assert out(capsys, "data", "list", "-q").strip() == digest
+
+
+def test_data_that_is_wrong_is_not_sent(capsys: Capture, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("{")
+    assert run(["data", "add", str(bad)]) == fm.DataError.exit_code
+    assert out(capsys, "data", "list") == ""
+
+
 def test_gc_removes_what_nothing_refers_to_and_keeps_the_rest(capsys: Capture) -> None:
     home = Path(os.environ["FM_HOME"])
     assert run(["--backend", "local", "runs", "list"]) == 0

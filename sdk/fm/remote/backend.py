@@ -190,11 +190,6 @@ class RemoteFiles:
 
     def put(self, path: str, *, digest: str, bytes: int, rows: int | None) -> DataRef:
         source = locate(path, field="train_data_path")
-        if source.is_hub:
-            raise Unsupported(
-                f"{path} is a data set of the hub, which a server does not fetch", field="train_data_path",
-                hint="save it first: datasets.load_dataset(…).to_json('train.jsonl'), then pass that file",
-            )
         with upload_progress(source.name) as progress:
             send(self, source, digest, rows=rows, progress=progress)
         return DataRef(path=path, digest=digest, bytes=bytes, rows=rows, stored=True)
