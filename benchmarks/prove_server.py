@@ -23,6 +23,7 @@ from proving import prove
 
 from fm.testing import serve
 from support import server_faults as faults
+from support import store_faults
 from support.cut_uploads import cut_uploads
 from support.fuzzing import fuzz
 from support.stores import fresh_database, postgres_server
@@ -40,6 +41,15 @@ def prove_fuzz(folder: Path, cases: int) -> dict[str, Any]:
             failures.setdefault(kind, []).extend(operations)
         print(f"{tried:,} cases, failures: {failures}", flush=True)
     return {"cases": tried, "rounds": rounds, "failures": failures, "holds": not failures}
+
+
+def prove_store(folder: Path, kills: int) -> dict[str, Any]:
+    """A store in SQLite, of which `kills` writers are killed, and one that is locked for half a minute."""
+    (folder / "locked").mkdir()
+    killed = store_faults.killed_writers(folder, kills=kills)
+    locked = store_faults.held_lock(folder / "locked", seconds=30)
+    print(killed, locked, flush=True)
+    return {"killed_writers": killed, "held_lock": locked, "holds": killed["holds"] and locked["holds"]}
 
 
 def prove_uploads(folder: Path, count: int) -> dict[str, Any]:
@@ -71,12 +81,13 @@ def on_postgres(part: Callable[..., dict[str, Any]], **numbers: Any) -> Callable
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ["creates", "follows", "workers", "sleepers", "uploads", "fuzz"]
+    names = ["creates", "follows", "workers", "sleepers", "store", "uploads", "fuzz"]
     parser.add_argument("parts", nargs="*", choices=[*names, []], help="which parts (default: all)")
     parser.add_argument("--creates", type=int, default=200, help="creates whose replies are lost")
     parser.add_argument("--kills", type=int, default=50, help="kills of the server, each in 100 events")
     parser.add_argument("--workers", type=int, default=20, help="kills of workers in 25 times as many jobs")
     parser.add_argument("--tries", type=int, default=100, help="workers that sleep past their lease")
+    parser.add_argument("--writers", type=int, default=1000, help="kills of processes that write to a store in SQLite")
     parser.add_argument("--uploads", type=int, default=200, help="uploads that are cut, a tenth by killing the server")
     parser.add_argument("--cases", type=int, default=20_000, help="random cases against the OpenAPI")
     options = parser.parse_args()
@@ -88,6 +99,7 @@ def main() -> int:
                 faults.kills_of_workers, jobs=25 * options.workers, kills=options.workers, workers=4
             ),
             "sleepers": on_postgres(faults.sleepers, tries=options.tries),
+            "store": lambda folder: prove_store(folder, options.writers),
             "uploads": lambda folder: prove_uploads(folder, options.uploads),
             "fuzz": lambda folder: prove_fuzz(folder, options.cases),
         },
