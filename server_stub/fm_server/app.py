@@ -13,6 +13,7 @@ from fm.backends.stored import StoreBackend
 from fm_server.answers import explain_errors
 from fm_server.counters import Counters
 from fm_server.door import LOOPBACK, Door, Limits, Rules
+from fm_server.examples import EXAMPLES, add_examples
 from fm_server.feed import Feed
 from fm_server.guard import PUBLIC, SCOPES, GuardedRoute
 from fm_server.paths import Paths
@@ -22,7 +23,7 @@ _ABOUT = "Fine-tuning runs, their events and models. Send `Authorization: Bearer
 
 
 class Application(FastAPI):
-    """A FastAPI application whose OpenAPI says what the guard and the errors' answers do."""
+    """A FastAPI application whose OpenAPI says what the guard and the errors' answers do, with examples."""
 
     def openapi(self) -> dict[str, Any]:
         """This interface as OpenAPI; FastAPI itself can be told neither of the errors' media type nor of `SCOPES`."""
@@ -34,6 +35,8 @@ class Application(FastAPI):
                 error["content"] = {wire.PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
                 public = SCOPES[(method.upper(), path)] is PUBLIC
                 operation["security"] = [] if public else [{"token": []}]
+                if example := EXAMPLES.get((method.upper(), path)):
+                    add_examples(operation, example)
         return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from jsonschema import Draft202012Validator
 
 import fm
 from fm.testing.serving import Served, serve
@@ -37,6 +38,27 @@ def test_openapi_says_of_every_route_whether_it_needs_a_token(server: Served) ->
     hidden = ("GET", "/v1/openapi.json")
     assert told == {route: scope is PUBLIC for route, scope in SCOPES.items() if route != hidden}
     assert described["info"]["version"] == fm.__version__
+
+
+def test_openapi_shows_of_every_route_a_body_and_an_answer_that_hold(server: Served) -> None:
+    described = ask(server, "GET", "/v1/openapi.json").json()
+    shown = 0
+    for path, operations in described["paths"].items():
+        for operation in operations.values():
+            parts = {"body": operation.get("requestBody", {})}
+            parts |= {status: found for status, found in operation["responses"].items() if status.startswith("2")}
+            for which, part in parts.items():
+                content = part.get("content", {}).get("application/json")
+                if content is None or path == "/healthz" or (path, which) == ("/v1/plan", "200"):
+                    continue
+                assert "example" in content, (path, which)
+                schema = {**content["schema"], "components": described["components"]}
+                Draft202012Validator(schema).validate(content["example"])
+                shown += 1
+    assert shown > 25
+    body = described["paths"]["/v1/runs"]["post"]["requestBody"]["content"]["application/json"]["example"]
+    answer = ask(server, "POST", "/v1/runs", json=body, headers={"Idempotency-Key": "example"})
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), "all but the data set is there"
 
 
 def test_a_method_that_a_path_does_not_know_is_answered_with_those_that_it_knows(server: Served) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import Body, Header, Path, Query, Request, Response
+from fastapi import Header, Path, Query, Request, Response
 from pydantic import BeforeValidator
 from starlette.responses import StreamingResponse
 
@@ -35,20 +35,10 @@ def _only_iso(value: object) -> object:
 
 
 Moment = Annotated[datetime, BeforeValidator(_only_iso)]
-_EXAMPLE = {
-    "request": {
-        "model": "fm/nano-llama", "train_data_path": "train.jsonl", "task_type": "INSTRUCTION_FINETUNE",
-        "method": "full", "training_duration": "3ep", "register_to": "main.support.bot",
-    },
-    "train_data": {"digest": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "bytes": 4, "rows": 1},
-}
 
 
 @router.post(RUNS, response_model=RunRecord, status_code=201)
-def submit(
-    body: Annotated[Submission, Body(openapi_examples={"a small training": {"value": _EXAMPLE}})],
-    key: Key, mine: Mine, paths: Hidden,
-) -> Response:
+def submit(body: Submission, key: Key, mine: Mine, paths: Hidden) -> Response:
     """Makes a run of data that has been sent, as QUEUED."""
     return answer(paths.run(mine.runs.create(submission.submit(mine, body), idempotency_key=key)), status=201)
 
