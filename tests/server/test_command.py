@@ -120,3 +120,24 @@ def test_a_context_file_that_others_may_read_is_refused() -> None:
     contexts_path().chmod(0o644)
     with pytest.raises(fm.Unavailable, match="chmod 600"):
         fm.list()
+
+
+def test_a_token_is_in_no_file_event_or_line_of_the_server(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    home = tmp_path / "served"
+    with server_process(home) as server:
+        token = Contexts.read().token_for(server.url) or ""
+        secret = token.rsplit("_", 1)[1]
+        with fm.backend(server.url):
+            run = fm.create("fm/nano-llama", many_pairs(tmp_path / "p.jsonl", 4), task_type="INSTRUCTION_FINETUNE",
+                            method="full")
+            run.cancel()
+            history = repr([event.model_dump() for event in run.get_events()]) + run.logs() + repr(run.refresh())
+        headers = {"Authorization": f"Bearer {token}"}
+        for path in ("/v1/runs?token=" + token, "/v1/nothing", "/v1/runs/none"):
+            assert not httpx.get(server.url + path, headers=headers, trust_env=False).is_success
+        longer = {"Authorization": f"Bearer {token}x"}
+        assert httpx.get(server.url + "/v1", headers=longer, trust_env=False).status_code == 401
+        said = capfd.readouterr()
+        assert secret not in history + said.out + said.err
+        files = [file for file in home.rglob("*") if file.is_file()]
+        assert len(files) > 2 and not [file for file in files if secret.encode() in file.read_bytes()]

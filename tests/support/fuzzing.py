@@ -49,7 +49,8 @@ def fuzz(server: Served, folder: Path, *, examples: int, seed: int) -> Fuzzed:
     command = [
         str(Path(sys.executable).with_name("schemathesis")), "run", schema.name, "--url", server.url,
         "--checks", "all", "--exclude-checks", _NOT_IN_A_SCHEMA, "--max-examples", str(examples), "--seed", str(seed),
-        "--continue-on-failure", "--request-timeout", "60", "--max-response-time", "60", "--suppress-health-check", "all", "--warnings", "off",
+        "--continue-on-failure", "--request-timeout", "60", "--max-response-time", "60",
+        "--suppress-health-check", "all", "--warnings", "off",
         "--report", "json", "--report-json-path", report.name,
     ]
     settings = {**os.environ, "NO_PROXY": "127.0.0.1", "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis")}
