@@ -8,6 +8,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 import fm
+from fm.backends.stored import StoreBackend
 from fm.testing.serving import Served, serve
 from fm_server.guard import PUBLIC, SCOPES
 from support.fuzzing import fuzz
@@ -26,6 +27,20 @@ def test_random_cases_find_no_fault_and_nothing_of_another_team(server: Served, 
     found = fuzz(server, tmp_path / "fuzz", examples=3, seed=1)
     assert found.cases > 1000
     assert found.failures == {}, found.output
+
+
+def test_random_cases_find_a_leak_between_teams_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scoped = StoreBackend.scoped
+    monkeypatch.setattr(
+        StoreBackend, "scoped",
+        lambda self, who: scoped(self, who.model_copy(update={"team": who.team.replace("blue", "red")})),
+    )  # fmt: skip
+    with serve() as leaky:
+        monkeypatch.setenv("FM_HOME", str(tmp_path / "client"))
+        found = fuzz(leaky, tmp_path / "fuzz", examples=1, seed=1)
+    assert "GET /v1/runs/{run}" in str(found.failures), found.output
 
 
 def test_openapi_says_of_every_route_whether_it_needs_a_token(server: Served) -> None:
