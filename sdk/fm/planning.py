@@ -77,11 +77,9 @@ def refuse_oversize(prepared: DryRun) -> None:
     """
     request, model = prepared.request, prepared.model
     size = parameters_of(model)
-    if size is None or request.sharding == "full-offload":
+    if size is None or request.sharding == "full-offload" or is_plainly_small(request, model):
         return
     least = least_bytes(request, size)
-    if least * 8 < _PLAINLY_SMALL:
-        return
     memory = _memory_of_a_process(request.num_processes)
     least /= request.num_processes if request.sharding == "full" else 1
     if least <= memory / 8:
@@ -104,6 +102,12 @@ def refuse_oversize(prepared: DryRun) -> None:
         hint="`ftctl plan` with the same parameters shows what would fit: a smaller model, LoRA, QLoRA, sharding, "
         "offload; allow_oversize=True tries it all the same",
     )
+
+
+def is_plainly_small(request: TrainRequest, model: ModelRef) -> bool:
+    """Whether any device holds a training of the base with all its parts."""
+    size = parameters_of(model)
+    return size is not None and least_bytes(request, size) * 8 < _PLAINLY_SMALL
 
 
 def least_bytes(request: TrainRequest, parameters: int) -> float:

@@ -38,22 +38,13 @@ def test_two_nodes_train_as_two_processes_of_one_machine_do(two_nodes: fm.Run, v
     assert answers[0] == answers[1]
 
 
-def test_a_killed_agent_and_a_killed_worker_cost_no_run_and_change_no_loss(
+def test_an_agent_a_worker_a_node_and_the_head_are_killed_and_cost_no_run_and_change_no_loss(
     two_nodes: fm.Run, victim: RayVictim
 ) -> None:
     run = victim.create()
-    assert victim.disturb(run, "agent")
-    assert victim.disturb(run, "worker")
-    victim.check(run, two_nodes, starts=2)
-
-
-def test_a_killed_node_and_a_restarted_head_cost_no_run_and_change_no_loss(
-    two_nodes: fm.Run, victim: RayVictim
-) -> None:
-    run = victim.create()
-    assert victim.disturb(run, "node")
-    assert victim.disturb(run, "head")
-    victim.check(run, two_nodes, starts=3)
+    for part in ("agent", "worker", "node", "head"):
+        assert victim.disturb(run, part), part
+    victim.check(run, two_nodes, starts=4)
 
 
 def test_two_processes_on_each_of_two_nodes_go_on_as_two_when_a_node_is_gone(

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import respx
 
 import fm
 from fm.data import check, locate
 from fm.ladder import checks
-from fm.ladder.climbing import _doubling
 from fm.ladder.ground import Facts
 from fm.ladder.overfit import is_learnt
 from fm.ladder.sample import write_sample
+from fm.ladder.widths import too_wide, widths
 from fm.layout import StageFolder
-from fm.request import TaskType
+from fm.request import TaskType, TrainRequest
 from support.data import many_pairs
 
 
@@ -97,8 +98,35 @@ def test_known_by_heart_is_a_share_of_what_can_be_learnt_and_no_more_than_chance
     assert is_learnt(before, after, least) is learnt
 
 
-def test_processes_are_doubled_up_to_the_number_that_is_asked_for() -> None:
-    assert [_doubling(most) for most in (1, 2, 3, 8)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4, 8]]
+@pytest.mark.parametrize(
+    ("asked", "rungs"),
+    [
+        ({}, ["1 process"]),
+        ({"num_processes": 3}, ["1 process", "2 processes", "3 processes"]),
+        ({"num_nodes": 2}, ["1 process", "2 processes on 2 nodes"]),
+        (
+            {"num_processes": 12, "num_nodes": 3},
+            ["1 process", "2 processes", "4 processes", "8 processes on 2 nodes", "12 processes on 3 nodes"],
+        ),
+    ],
+)
+def test_processes_are_doubled_on_one_node_and_then_the_nodes(asked: dict[str, int], rungs: list[str]) -> None:
+    request = TrainRequest.build({"model": "fm/nano-llama", "train_data_path": "d.jsonl", "method": "full", **asked})
+    assert [str(width) for width in widths(request)] == rungs
+
+
+@respx.mock
+def test_a_rung_that_the_cluster_has_no_room_for_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    head = "http://127.0.0.1:8265"
+    monkeypatch.setenv("FM_RAY_ADDRESS", head)
+    node = {"node_id": "n", "state": "ALIVE", "resources_total": {"CPU": 2.0}}
+    respx.get(f"{head}/api/version").respond(json={"ray_version": "2.60.0"})
+    respx.get(f"{head}/api/v0/nodes").respond(json={"data": {"result": {"result": [node]}}})
+    given = {"task_type": "INSTRUCTION_FINETUNE", "method": "full", "launcher": "ray", "allow_oversize": True}
+    data = many_pairs(tmp_path / "pairs.jsonl", 10)
+    wide = fm.create("fm/nano-llama", data, **given, num_nodes=2, dry_run=True)
+    assert "asks for 2 processes with 1 CPU each, 1 on each of 2 nodes; the cluster has 1 node" in too_wide(wide)
+    assert too_wide(fm.create("fm/nano-llama", data, **given, num_processes=2, dry_run=True)) == ""
 
 
 def test_a_sample_has_rows_from_all_over_the_data(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def _wait_for_place(folder: StageFolder, nodes: int, asked: str) -> None:
                 left = ray.available_resources()  # type: ignore[no-untyped-call]
                 free = {name: left.get(name, 0.0) for name in ("CPU", "GPU", "memory")}
                 why = f"waits for room on the Ray cluster: asks for {asked}; free are {free}"
-                reporter.event(EventType.WARNING, why)
+                reporter.event(EventType.WARNING, why, waits_for="cluster")
             time.sleep(1)
 
 

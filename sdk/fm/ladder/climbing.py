@@ -1,18 +1,19 @@
-"""From the ground up: one batch by heart, then one process, two, four, … as many as the request asks for."""
+"""From the ground up: one batch by heart, then one process, two, four, … as many as the request asks for; on a cluster
+first on one node, then on more of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fm.agent.devices import Devices
 from fm.backends.base import Backend
 from fm.creation import DryRun
-from fm.ladder.ground import Ground, fits, private_ground, with_request
-from fm.ladder.overfit import EXAMPLES, Say, overfit
+from fm.ladder.ground import Ground, Say, fits, private_ground, with_request
+from fm.ladder.overfit import EXAMPLES, overfit
 from fm.ladder.processes import SAMPLE_STEPS, Climbed, climb_with
 from fm.ladder.sample import write_sample
+from fm.ladder.widths import Width, on, too_wide, widths
 from fm.layout import Storage
 from fm.preflights import Preflight, Rung
 from fm.resolve import context_length_of
@@ -22,9 +23,10 @@ _USUAL_CONTEXT = 2048
 _WITHOUT_TRACE: dict[str, Any] = {
     "register_to": None, "experiment_path": "", "eval_data_path": None, "eval_prompts": (), "trackers": (),
     "early_stopping_patience": None, "register_checkpoint": "last", "name": "preflight", "tags": {},
-    "keep_checkpoints": 2,
+    "keep_checkpoints": 2, "min_processes": None,
 }
-"""What of a request would show elsewhere, goes by data that a rung lacks, or removes what a rung goes on from."""
+"""What of a request would show elsewhere, goes by data that a rung lacks, removes what a rung goes on from, or lets it
+be climbed with fewer processes than it says."""
 
 
 def climb(prepared: DryRun, backend: Backend, storage: Storage, say: Say) -> Preflight:
@@ -38,7 +40,7 @@ def climb(prepared: DryRun, backend: Backend, storage: Storage, say: Say) -> Pre
     """
     rungs: list[Rung] = []
     asked = replace(with_request(prepared, **_WITHOUT_TRACE), model=_as_folder(prepared.model, backend))
-    with private_ground(storage) as ground:
+    with private_ground(storage, say) as ground:
         for rung in _rungs(ground, asked, say):
             rungs.append(rung)
             if rung.outcome == "fail":
@@ -48,7 +50,7 @@ def climb(prepared: DryRun, backend: Backend, storage: Storage, say: Say) -> Pre
 
 def _rungs(ground: Ground, prepared: DryRun, say: Say) -> Iterator[Rung]:
     request = prepared.request
-    sharded, most = request.sharding != "none", min(request.num_processes, Devices.of_this_machine().total)
+    sharded, every = request.sharding != "none", widths(request)
     context = request.context_length or context_length_of(prepared.model) or _USUAL_CONTEXT
 
     def with_sample(name: str, rows: int, characters: int) -> DryRun:
@@ -58,27 +60,30 @@ def _rungs(ground: Ground, prepared: DryRun, say: Say) -> Iterator[Rung]:
 
     # What is to be sharded may need all processes to be held at all.
     one_batch = with_sample("batch", EXAMPLES, context // 2)
-    yield overfit(ground, _on(one_batch, most if sharded else 1), say)
+    yield overfit(ground, on(_widest(one_batch, every) if sharded else every[0], one_batch), say)
 
     # The same data to evaluate on: the loss before and after is then over the same examples.
     steps = with_sample("steps", SAMPLE_STEPS * request.batch_size, context)
     steps = replace(steps, eval_data=steps.train_data)
     steps = with_request(steps, eval_data_path=steps.train_data.path, lora={**request.lora.model_dump(), "dropout": 0})
     alone: Climbed | None = None
-    for processes in _doubling(request.num_processes):
-        name = f"{processes} process{'es' * (processes > 1)}"
-        here = _on(steps, processes)
-        if processes > most:
-            reason = f"this machine has {most} GPU{'s' * (most > 1)}"
-            yield Rung(name=name, outcome="skipped", found=reason, processes=processes)
+    for width in every:
+        here = on(width, steps)
+        if reason := too_wide(here):
+            yield Rung(name=str(width), outcome="skipped", found=reason, processes=width.processes)
             continue
-        if sharded and processes == 1 and not fits(here):
-            yield Rung(name=name, outcome="skipped", found="one process can't hold the model", processes=1)
+        if sharded and width.processes == 1 and not fits(here):
+            yield Rung(name=str(width), outcome="skipped", found="one process can't hold the model", processes=1)
             continue
-        say(f"{name}: some steps, and on from a checkpoint")
-        climbed = climb_with(ground, here, name, alone)
-        alone = climbed if processes == 1 else alone
+        say(f"{width}: some steps, and on from a checkpoint")
+        climbed = climb_with(ground, here, str(width), alone)
+        alone = climbed if width.processes == 1 else alone
         yield climbed.rung
+
+
+def _widest(prepared: DryRun, every: Sequence[Width]) -> Width:
+    """The widest rung for which there is room; the first if there is room for none."""
+    return next((width for width in reversed(every) if not too_wide(on(width, prepared))), every[0])
 
 
 def _as_folder(model: ModelRef, backend: Backend) -> ModelRef:
@@ -89,13 +94,3 @@ def _as_folder(model: ModelRef, backend: Backend) -> ModelRef:
         return model
     path = model.path or str(backend.models.open(model.name))
     return model.model_copy(update={"kind": "path", "path": path})
-
-
-def _doubling(most: int) -> list[int]:
-    """1, 2, 4, … and `most`."""
-    return [*(2**power for power in range(most.bit_length()) if 2**power < most), most]
-
-
-def _on(prepared: DryRun, processes: int) -> DryRun:
-    sharding = prepared.request.sharding if processes > 1 else "none"
-    return with_request(prepared, num_processes=processes, sharding=sharding)

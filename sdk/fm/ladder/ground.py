@@ -10,7 +10,7 @@ import json
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,14 +29,17 @@ from fm.launching import Handle, Launcher, Poll
 from fm.layout import StageFolder, Storage
 from fm.lifecycle import EventType, Status
 from fm.pending import new_key
-from fm.planning import refuse_oversize
+from fm.planning import is_plainly_small, refuse_oversize
 from fm.run import Run
 from fm.store.database import IN_MEMORY
 from fm.store.store import RunStore
-from fm.types import Principal, RunRecord
+from fm.types import CLUSTER_LAUNCHER, Principal, RunRecord
 
 _POLL_SECONDS = 0.1
 _PLACE = "preflight"
+
+Say = Callable[[str], None]
+"""Told what is going on, a line at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +93,9 @@ class _WithFacts:
 class Ground:
     """A store, an agent and a storage root. Use `private_ground`, which ends all three."""
 
-    def __init__(self, storage: Storage) -> None:
+    def __init__(self, storage: Storage, say: Say) -> None:
         self.storage = storage
+        self._say = say
         self._checked: dict[tuple[str, str | None], Path] = {}
         """The folder of the first check of training and evaluation data, by their digests."""
         store = RunStore(IN_MEMORY)
@@ -101,6 +105,7 @@ class Ground:
             lambda name: _WithFacts(plugins.load("launchers", name)()),
             Devices.of_this_machine(),
             _PLACE,
+            cluster=True,
         )
         self._backend = StoreBackend(
             _PLACE, store, storage, Principal(user=_PLACE), tend=self._agent.step, poll_seconds=_POLL_SECONDS
@@ -141,8 +146,12 @@ class Ground:
             time.sleep(_POLL_SECONDS)
 
     def _follow(self, run: Run) -> Trained:
-        began, problem = time.monotonic(), ""
+        began, problem, told = time.monotonic(), "", 0
         while not run.refresh().status.is_terminal():
+            waits = [event.message for event in run.events() if "waits_for" in event.data]
+            for message in waits[told:]:
+                self._say(message)
+            told = len(waits)
             if not problem and (lost := [event for event in run.events() if event.type is EventType.REQUEUED]):
                 problem = lost[0].message
                 self._agent.kill()
@@ -155,9 +164,9 @@ class Ground:
 
 
 @contextmanager
-def private_ground(storage: Storage) -> Iterator[Ground]:
+def private_ground(storage: Storage, say: Say) -> Iterator[Ground]:
     """A ground below `storage`, so that it lies on a disk with as much room, and where a cluster's nodes see it."""
-    ground = Ground(Storage(make_private(storage.preflights / secrets.token_hex(6))))
+    ground = Ground(Storage(make_private(storage.preflights / secrets.token_hex(6))), say)
     try:
         yield ground
     finally:
@@ -175,7 +184,10 @@ def with_request(prepared: DryRun, **changes: Any) -> DryRun:
 
 
 def fits(prepared: DryRun) -> bool:
-    """Whether `fm.create` would not refuse `prepared` for its size."""
+    """Whether `fm.create` would not refuse `prepared` for its size. How much memory a cluster's devices have is not
+    known here: there only what is plainly small fits for certain."""
+    if prepared.launcher == CLUSTER_LAUNCHER:
+        return is_plainly_small(prepared.request, prepared.model)
     try:
         refuse_oversize(prepared)
     except RequestError:

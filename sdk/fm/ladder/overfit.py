@@ -7,12 +7,12 @@ easily taken for a lack of capacity, then what the adapter consists of.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from fm.creation import DryRun
-from fm.ladder.ground import Ground, fits, with_request
+from fm.ladder.ground import Ground, Say, fits, with_request
 from fm.preflights import Rung, Trial, Verdict
 from fm.progress import TRAIN_LOSS
 
@@ -28,9 +28,6 @@ chance, query and value at 0.17, rank 1 at 0.34 (32 items)."""
 _USUAL_START = 3.0
 """Nats. A loss that begins above this is easily reduced to a small share without anything being known by heart."""
 _LARGE_RANK, _MOST_RANK, _MORE_RANK = 64, 1024, 8
-
-Say = Callable[[str], None]
-
 
 class _Variant(NamedTuple):
     """Something to try instead of the request, and what is wrong with the request if it helps."""

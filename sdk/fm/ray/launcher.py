@@ -155,7 +155,7 @@ class RayLauncher:
             reporter.pause("waiting", _PREPARING)
             if now - watch.began >= _TELL_AFTER and why not in watch.told:
                 watch.told.add(why)
-                reporter.event(EventType.WARNING, f"waits for the Ray cluster: {why}")
+                reporter.event(EventType.WARNING, f"waits for the Ray cluster: {why}", waits_for="cluster")
 
     def _command(self, folder: StageFolder, stage: Stage, ask: Ask) -> str:
         words = ["python", "-m", self._entry, stage, str(folder.path), fm.__version__]

@@ -1,0 +1,32 @@
+"""A preflight whose trainings are jobs of a real cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import fm
+from fm.ladder import climbing
+from fm.ray.cluster import RayCluster
+from support.data import many_pairs
+from support.ray_cluster import Cluster
+
+
+def test_a_preflight_climbs_to_two_nodes_and_leaves_nothing(
+    cluster: Cluster, tmp_path: Path, isolated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whether a batch is learnt is a question to the model, and tests/local asks it.
+    monkeypatch.setattr(climbing, "overfit", lambda *_: fm.Rung(name="overfit", outcome="ok", found="left out"))
+    found = fm.preflight(
+        "fm/nano-llama", many_pairs(tmp_path / "pairs.jsonl", 40), task_type="INSTRUCTION_FINETUNE", method="full",
+        precision="fp32", batch_size=8, launcher="ray", num_nodes=2,
+    )  # fmt: skip
+    assert found.passed, str(found)
+    assert [rung.name for rung in found.rungs] == ["overfit", "1 process", "2 processes on 2 nodes"]
+    assert [check.name for check in found.rungs[-1].checks] == [
+        "loop", "logger", "examples", "gradients", "as one process", "loss", "checkpoint",
+    ]  # fmt: skip
+    assert fm.list() == []
+    assert not list((isolated / "fm").glob("preflights/*"))
+    assert RayCluster(cluster.address, cluster.token).unfinished("run-") == []
