@@ -11,6 +11,7 @@ from fm.ladder import climbing
 from fm.ray.cluster import RayCluster
 from support.data import many_pairs
 from support.ray_cluster import Cluster
+from support.ray_kills import until
 
 
 def test_a_preflight_climbs_to_two_nodes_and_leaves_nothing(
@@ -28,5 +29,6 @@ def test_a_preflight_climbs_to_two_nodes_and_leaves_nothing(
         "loop", "logger", "examples", "gradients", "as one process", "loss", "checkpoint",
     ]  # fmt: skip
     assert fm.list() == []
+    ray = RayCluster(cluster.address, cluster.token)
+    until(lambda: not ray.unfinished("run-"), "the last job's end")
     assert not list((isolated / "fm").glob("preflights/*"))
-    assert RayCluster(cluster.address, cluster.token).unfinished("run-") == []

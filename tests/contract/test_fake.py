@@ -10,7 +10,8 @@ import pytest
 
 from contract import suite
 from fm.backends.base import Backend
-from fm.backends.fake import FakeBackend, Script, open_fake
+from fm.backends.fake import FakeBackend, open_fake
+from fm.backends.scripted import Script
 
 
 class _Fake:

@@ -11,7 +11,8 @@ import pytest
 import fm
 from contract import suite
 from fm.backends.base import Backend
-from fm.backends.fake import FakeBackend, Script, open_fake
+from fm.backends.fake import FakeBackend, open_fake
+from fm.backends.scripted import Script
 from fm.remote.opening import open_remote
 from fm.store.database import IN_MEMORY
 from fm.testing.serving import Served

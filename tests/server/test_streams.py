@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 import fm
-from fm.backends.fake import FakeBackend, Script
+from fm.backends.fake import FakeBackend
+from fm.backends.scripted import Script
 from fm.remote.opening import open_remote
 from fm.testing.serving import Served
 from fm.types import Event, Principal

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fm.agent.agent import Agent
 from fm.agent.devices import Devices
-from fm.backends.fake import Script, ScriptedLauncher
+from fm.backends.scripted import Script, ScriptedLauncher
 from fm.clock import SimulatedClock
 from fm.layout import Storage
 from fm.lifecycle import EventType

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 from fm.agent.processes import identify
-from fm.backends.fake import Script, ScriptedLauncher
+from fm.backends.scripted import Script, ScriptedLauncher
 from fm.clock import SystemClock
 from fm.files import write_json
 from fm.job import Job
@@ -21,7 +21,7 @@ from fm.layout import StageFolder
 def main(folder: StageFolder) -> int:
     job = Job.read(folder)
     refused = "no row keeps a trained token" if job.request.context_length == 8 else ""
-    launcher = ScriptedLauncher(Script(save_every=1, check_fails=refused), cast(Any, SystemClock()))
+    launcher = ScriptedLauncher(Script(save_every=1, check_fails=refused), SystemClock())
     write_json(folder.process, me := identify(os.getpid()))
     handle = launcher.start(cast(Any, SimpleNamespace(id=job.run_id, name=job.run_name)), folder, job.stage)
     while (poll := launcher.poll(handle)).life is Life.ALIVE:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fm.agent.agent import Agent
 from fm.agent.devices import Devices
-from fm.backends.fake import Script, ScriptedLauncher
+from fm.backends.scripted import Script, ScriptedLauncher
 from fm.backends.stored import StoreBackend
 from fm.clock import SimulatedClock
 from fm.layout import Storage

@@ -10,7 +10,7 @@ import pytest
 from fm.agent.agent import Agent
 from fm.agent.devices import Devices
 from fm.agent.ingest import Cursor, read_news
-from fm.backends.fake import Script, ScriptedLauncher
+from fm.backends.scripted import Script, ScriptedLauncher
 from fm.clock import SimulatedClock
 from fm.errors import DiskFull, MissingExtra
 from fm.files import make_private

@@ -20,7 +20,7 @@ from fm.agent import daemon, processes
 from fm.agent.devices import Devices
 from fm.agent.ingest import Cursor, read_news
 from fm.agent.signs import SILENCE
-from fm.backends.fake import Script, ScriptedLauncher
+from fm.backends.scripted import Script, ScriptedLauncher
 from fm.clock import SimulatedClock
 from fm.errors import Conflict, DiskFull, StoreError
 from fm.files import make_private

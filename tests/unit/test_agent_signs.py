@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from fm.agent.signs import Silence, WatchedTime
-from fm.backends.fake import Script, ScriptedLauncher
+from fm.backends.scripted import Script, ScriptedLauncher
 from fm.clock import SimulatedClock
 from fm.files import make_private
 from fm.job import PauseReason, Reporter

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import fm
-from fm.backends.fake import ScriptedLauncher
+from fm.backends.scripted import ScriptedLauncher
 from fm.creation import RequestWarning
 from support.rows import chats, instructions, model_folder, texts, write_jsonl
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 import fm
-from fm.backends.fake import ScriptedLauncher, open_fake
+from fm.backends.fake import open_fake
+from fm.backends.scripted import ScriptedLauncher
 from fm.context import current
 from fm.display import local_time
 from fm.follow import wait_for

@@ -14,7 +14,7 @@ import click
 import pytest
 
 import fm
-from fm.backends.fake import ScriptedLauncher
+from fm.backends.scripted import ScriptedLauncher
 from fm.cli.main import INTERRUPTED, main, run
 from fm.errors import FMError
 from support.rows import chats

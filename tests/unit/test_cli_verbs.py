@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import fm
-from fm.backends.fake import ScriptedLauncher
+from fm.backends.scripted import ScriptedLauncher
 from fm.cli.main import run
 from fm.context import current
 from support.rows import chats

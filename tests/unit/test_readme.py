@@ -11,7 +11,7 @@ import click
 import pytest
 
 import fm
-from fm.backends.fake import ScriptedLauncher
+from fm.backends.scripted import ScriptedLauncher
 from fm.cli.main import main
 from support.data import chat, write_jsonl
 

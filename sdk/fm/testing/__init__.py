@@ -20,11 +20,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fm.backends.fake import Script as Script
+    from fm.backends.scripted import Script as Script
     from fm.testing.serving import serve as serve
 
 __all__ = ["Script", "serve"]
-_WHERE = {"Script": "fm.backends.fake", "serve": "fm.testing.serving"}
+_WHERE = {"Script": "fm.backends.scripted", "serve": "fm.testing.serving"}
 
 
 def __getattr__(name: str) -> Any:

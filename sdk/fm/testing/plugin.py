@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from fm.backends.fake import ScriptedLauncher
+    from fm.backends.scripted import ScriptedLauncher
 
 _VARIABLES = ("FM_RUNS", "FM_STORE", "FM_BACKEND", "FM_AGENT", "FM_TOKEN")
 
