@@ -13,12 +13,11 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 # On a busy machine, threads that spin while they wait make a training several times as long.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help venv demo test test-ray lint bench peers prove mutants clean
+.PHONY: help venv demo test lint bench peers prove mutants clean
 
 help:
 	@echo 'make demo    install, then train, tune and try a tiny model on this machine (some minutes)'
 	@echo 'make test    install, then run every check and test'
-	@echo 'make test-ray   trainings on Ray clusters that are started and broken here'
 	@echo 'make lint    ruff and mypy --strict'
 	@echo 'make bench   measure imports, lists, creates, data preparation and, beside other trainers, training'
 	@echo 'make peers   install those other trainers (TRL) into .venv-peers, for make bench alone'
@@ -43,14 +42,11 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Those that train use threads of their own, and are therefore two at a time at most.
+# Those that train use threads of their own, and are therefore two at a time at most. In tests/cluster each of the two
+# has a Ray cluster of its own, parts of which are killed.
 test: lint
 	$(BIN)/pytest tests/unit tests/contract -n auto --maxprocesses 4 --dist loadscope
 	$(BIN)/pytest tests --ignore tests/unit --ignore tests/contract --ignore tests/cluster -n auto --maxprocesses 2 --dist loadscope
-
-# Each of the two workers has a Ray cluster of its own, since tests kill nodes. Not part of `test` until its time on a quiet
-# machine is measured.
-test-ray: $(STAMP)
 	$(BIN)/pytest tests/cluster -n 2 --dist loadfile
 
 # In an environment of their own: what they need must never decide what ftctl runs with.

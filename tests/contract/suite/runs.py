@@ -138,7 +138,8 @@ class ListContract(Contract):
     @classmethod
     def five(cls, make: Callable[..., fm.Run]) -> list[fm.Run]:
         names = ("qa-one", "qa-two", "chat-one", "chat-two", "chat-three")
-        return [make(name=name, experiment_path="/lists", training_duration="1ba").wait(PATIENCE) for name in names]
+        runs = [make(name=name, experiment_path="/lists", training_duration="1ba") for name in names]
+        return [run.wait(PATIENCE) for run in runs]
 
     def test_the_newest_run_comes_first(self, five: list[fm.Run], backend: Backend) -> None:
         listed = fm.list(experiment_id=five[0].experiment_id, backend=backend)
