@@ -14,7 +14,7 @@ from support.ray_cluster import Cluster
 
 
 class _Ray:
-    quick: ClassVar[dict[str, Any]] = {**suite.Contract.quick, "launcher": "ray"}
+    quick: ClassVar[dict[str, Any]] = {**suite.RunContract.quick, "launcher": "ray"}
 
     @pytest.fixture(scope="class")
     @classmethod

@@ -38,11 +38,12 @@ def test_two_nodes_train_as_two_processes_of_one_machine_do(two_nodes: fm.Run, v
     assert answers[0] == answers[1]
 
 
-def test_an_agent_a_worker_a_node_and_the_head_are_killed_and_cost_no_run_and_change_no_loss(
+def test_a_worker_a_node_the_head_and_the_agent_are_killed_and_cost_no_run_and_change_no_loss(
     two_nodes: fm.Run, victim: RayVictim
 ) -> None:
     run = victim.create()
-    for part in ("agent", "worker", "node", "head"):
+    for attempt, part in enumerate(("worker", "node", "head", "agent"), 1):
+        until(lambda attempt=attempt: run.refresh().attempt == attempt, f"attempt {attempt}")
         assert victim.disturb(run, part), part
     victim.check(run, two_nodes, starts=4)
 

@@ -28,7 +28,7 @@ def stub_backend(home: Path, cluster: Cluster, entry: str = "support.ray_stub") 
     end = threading.Event()
 
     def work() -> None:
-        while not end.wait(0.1):
+        while not end.wait(0.2):
             agent.step()
 
     thread = threading.Thread(target=work)

@@ -35,7 +35,7 @@ from fm.store.database import IN_MEMORY
 from fm.store.store import RunStore
 from fm.types import CLUSTER_LAUNCHER, Principal, RunRecord
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.25
 _PLACE = "preflight"
 
 Say = Callable[[str], None]
@@ -139,7 +139,7 @@ class Ground:
         self._agent.kill()
         self._backend.close()
         # A process that is only just being started finds its folder gone, and ends by itself.
-        for _ in range(100):
+        for _ in range(40):
             shutil.rmtree(self.storage.root, ignore_errors=True)
             if not self.storage.root.exists():
                 return
