@@ -63,13 +63,13 @@ class Cluster:
             (self.folder / "ray_current_cluster").unlink(missing_ok=True)
 
     def processes(self, node: str) -> list[psutil.Process]:
-        """All processes of a node: they inherit its mark."""
-        found, mark = [], self._mark(node)
+        """All processes of a node: they inherit its mark, which those that give themselves a title may write over."""
+        found, mark = set(), self._mark(node)
         for process in psutil.process_iter():
             with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
                 if process.environ().get("FM_TEST_RAY_NODE") == mark:
-                    found.append(process)
-        return found
+                    found |= {process, *process.children()}
+        return list(found)
 
     def workers(self) -> dict[str, list[psutil.Process]]:
         """The processes that train, by node."""
