@@ -21,6 +21,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "examples")]
 
 import stdlib_data
+from ray_overhead import step_seconds
 
 import fm
 from fm.backends.stored import StoreBackend
@@ -76,6 +77,7 @@ def compare(cluster: Cluster, folder: Path, base: str, tuned: str) -> dict[str, 
             "steps": len(losses(on_ray)),
             "loss": {"first": losses(on_ray)[1], "last": losses(on_ray)[max(losses(on_ray))]},
             "largest_difference_of_a_loss": farthest(on_ray, here),
+            "step_seconds": {"on_ray": step_seconds(on_ray), "here": step_seconds(here)},
             "answers": len(prompts),
             "equal_answers": sum(one == other for one, other in zip(*answers, strict=True)),
             "equal_weights": files[0][name] == files[1][name],
