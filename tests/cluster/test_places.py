@@ -1,4 +1,4 @@
-"""Real trainings on nodes that go away, or do not see what they need."""
+"""Real trainings on nodes that go away or do not see what they need, and one that is cancelled."""
 
 from __future__ import annotations
 
@@ -33,3 +33,12 @@ def test_a_node_that_does_not_see_the_runs_folder_fails_the_run_with_one_sentenc
     with pytest.raises(RunFailed, match=r"is not there on the Ray cluster's node .*: set FM_RUNS to a folder"):
         run.wait(PATIENCE)
     assert run.refresh().attempt == 1
+
+
+def test_cancelling_ends_every_worker_after_a_last_checkpoint(victim: RayVictim) -> None:
+    run = fm.create(**{**victim.request, "training_duration": "100000ba"}, launcher="ray", num_nodes=2)
+    until(lambda: run.refresh().record.step > 0, "a first step")
+    run.cancel()
+    run.wait(PATIENCE, raise_on_failure=False)
+    assert run.checkpoints()[-1].step == run.refresh().record.step
+    until(lambda: not any(victim.cluster.workers().values()), "the workers' end")
