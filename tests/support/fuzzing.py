@@ -75,11 +75,12 @@ class _Things:
     name: str
     digest: str
     ref: str
+    file: str
 
     @property
     def words(self) -> list[str]:
         """What stands in no answer but about the team's own."""
-        return [self.run, self.name, self.digest, self.ref]
+        return [self.run, self.name, self.digest, self.ref, self.file]
 
 
 def _populate(url: str, token: str, folder: Path, team: str) -> _Things:
@@ -90,7 +91,7 @@ def _populate(url: str, token: str, folder: Path, team: str) -> _Things:
     run = fm.create("fm/nano-llama", data, task_type="INSTRUCTION_FINETUNE", method="full", backend=remote, **name)
     run.wait(60)
     remote.close()
-    return _Things(run.id, run.name, run.record.train_data.digest, f"main.qa.{team}")
+    return _Things(run.id, run.name, run.record.train_data.digest, f"main.qa.{team}", data.name)
 
 
 def _with_things(schema: Any, things: Sequence[_Things]) -> Any:
