@@ -50,7 +50,7 @@ def remove(connection: Connection, team: str, digest: str) -> None:
     if connection.execute(select(datasets.c.sensitive).where(*at)).scalar():
         raise Forbidden(
             f"data set {digest[:12]}… is marked sensitive, and stays as long as it is",
-            hint=f"whoever runs the server can unmark it: ftctl admin data mark {team} {digest[:12]}… --not-sensitive",
+            hint=f"whoever runs the server can unmark it: ftctl admin data mark {team} {digest} --not-sensitive",
         )
     for run in run_store.unfinished(connection):
         if digest in {data.digest for data in (run.train_data, run.eval_data) if data and data.stored}:
