@@ -9,12 +9,13 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
 from urllib.parse import urlsplit
 
 from fm.agent import daemon
 from fm.backends.stored import StoreBackend
 from fm.errors import Conflict, RequestError, Unauthorised, Unavailable
+from fm.remote.address import is_address, is_loopback
 from fm.remote.contexts import Context, Contexts
 from fm.settings import Settings
 from fm.store.store import RunStore
@@ -116,19 +117,6 @@ def check_proxy(proxy: str | None) -> None:
                 f"--behind-proxy {part!r} is no address", field="behind-proxy",
                 hint="give the IP address from which the proxy comes, or its network as 10.0.0.0/24",
             ) from None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`."""
-    return host == "localhost" or (is_address(host) and ip_address(host).is_loopback)
-
-
-def is_address(host: str) -> bool:
-    """Whether `host` is an IP address, not a name."""
-    try:
-        return bool(ip_address(host))
-    except ValueError:
-        return False
 
 
 def keep_token(store: RunStore, url: str) -> None:

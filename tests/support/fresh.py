@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["fm_local.trainer.loop", "fm_local.trainer.setup", "peft", "transformers.models.llama.modeling_llama"]
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(
+    ["fm.store.store", "fm_local.trainer.loop", "peft", "transformers.models.llama.modeling_llama"]
 )
+"""The one context: a Python process has one fork server, with one list of what it imports beforehand."""
 _PATIENCE = 180
 
 
@@ -24,7 +25,7 @@ def in_fresh_processes(
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder) / str(number) for number in range(len(environments))]
         processes = [
-            _CONTEXT.Process(target=_do, args=(function, arguments, {**os.environ, **more}, log))
+            PROCESSES.Process(target=_do, args=(function, arguments, {**os.environ, **more}, log))
             for more, log in zip(environments, logs, strict=True)
         ]
         for process in processes:

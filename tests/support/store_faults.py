@@ -5,7 +5,6 @@ Used by `tests/faults/test_store_faults.py` with small numbers, and by `benchmar
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import sqlite3
 import time
@@ -20,11 +19,10 @@ from fm.backends.base import PAGE_LIMIT, RunFilter
 from fm.errors import StoreError
 from fm.store.store import RunStore
 from fm.types import Principal
+from support.fresh import PROCESSES
 from support.stores import new_run
 
 ROOT = Principal(user="root")
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["fm.store.store", "support.stores"])
 
 
 def killed_writers(folder: Path, *, kills: int, seed: int = 1) -> dict[str, Any]:
@@ -35,8 +33,8 @@ def killed_writers(folder: Path, *, kills: int, seed: int = 1) -> dict[str, Any]
     RunStore(url).close()
     acknowledged: set[str] = set()
     for number in range(kills):
-        ours, theirs = _CONTEXT.Pipe(duplex=False)
-        writer = _CONTEXT.Process(target=_write_on, args=(url, number, theirs))
+        ours, theirs = PROCESSES.Pipe(duplex=False)
+        writer = PROCESSES.Process(target=_write_on, args=(url, number, theirs))
         writer.start()
         theirs.close()
         acknowledged.add(ours.recv())  # it writes

@@ -40,9 +40,9 @@ class StoreFiles:
         return ref.model_copy(update={"stored": True})
 
     def begin(self, digest: str, files: Sequence[DataFile]) -> int:
-        if self._has(digest):
-            return sum(file.bytes for file in files)
         announced = sum(file.bytes for file in files)
+        if self._own(digest):
+            return announced
         self._store.require_room(self._who.team, announced + self._uploads.announced(self._who.team, but=digest))
         return self._uploads.begin(self._who.team, digest, files)
 
@@ -50,9 +50,8 @@ class StoreFiles:
         return self._uploads.append(self._who.team, digest, offset, part)
 
     def finish(self, digest: str, *, name: str, rows: int | None = None, sensitive: bool = False) -> Dataset:
-        if self._has(digest):  # another client was quicker, or it was finished before and the answer was lost
+        if known := self._own(digest):  # another client was quicker, or it was finished before and the answer was lost
             self._uploads.discard(self._who.team, digest)
-            known = self.get(digest)
             if not sensitive or known.sensitive:
                 return known
             return self._store.add_dataset(self._who, known.model_copy(update={"sensitive": True}))
@@ -78,12 +77,13 @@ class StoreFiles:
     def delete(self, digest: str) -> None:
         self._store.remove_dataset(self._who, digest)
 
-    def _has(self, digest: str) -> bool:
-        """Whether the team has it itself: one that was granted may be taken back."""
+    def _own(self, digest: str) -> Dataset | None:
+        """The data set if the team has it itself: one that was granted may be taken back."""
         try:
-            return self.get(digest).team == self._who.team
+            found = self.get(digest)
         except NotFound:
-            return False
+            return None
+        return found if found.team == self._who.team else None
 
     def _files_of(self, digest: str) -> Sequence[DataFile]:
         manifest = self._files.manifest(data_key(digest))

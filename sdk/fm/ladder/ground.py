@@ -148,11 +148,12 @@ class Ground:
     def _follow(self, run: Run) -> Trained:
         began, problem, told = time.monotonic(), "", 0
         while not run.refresh().status.is_terminal():
-            waits = [event.message for event in run.events() if "waits_for" in event.data]
+            events = list(run.events())
+            waits = [event.message for event in events if "waits_for" in event.data]
             for message in waits[told:]:
                 self._say(message)
             told = len(waits)
-            if not problem and (lost := [event for event in run.events() if event.type is EventType.REQUEUED]):
+            if not problem and (lost := [event for event in events if event.type is EventType.REQUEUED]):
                 problem = lost[0].message
                 self._agent.kill()
                 run.cancel()

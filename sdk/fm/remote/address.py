@@ -27,7 +27,7 @@ def check_url(url: str) -> str:
     if parts.username or parts.password:
         hint = "pass token=…, or use ftctl login"
         raise RequestError("a server's address holds no credentials", field="backend", hint=hint)
-    if parts.scheme == "http" and not is_loopback(url):
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise RequestError(
             f"{url} is plain HTTP: everybody on the way could read the token", field="backend", hint="write https://"
         )
@@ -49,10 +49,14 @@ def check_token(token: str) -> str:
     return token
 
 
-def is_loopback(url: str) -> bool:
-    """Whether `url` leads to this machine only."""
-    host = urlsplit(url).hostname or ""
+def is_loopback(host: str) -> bool:
+    """Whether the name or address `host` leads to this machine only."""
+    return host == "localhost" or (is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def is_address(host: str) -> bool:
+    """Whether `host` is an IP address, not a name."""
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return bool(ipaddress.ip_address(host))
     except ValueError:
         return False

@@ -94,7 +94,7 @@ class Client:
             base_url=self.url, timeout=_TIMEOUTS, follow_redirects=False, auth=_Bearer(check_token(token)),
             headers={"User-Agent": f"ftctl/{fm.__version__}"},
             verify=httpx.create_ssl_context(),  # SSL_CERT_FILE counts wherever the server is,
-            trust_env=not is_loopback(self.url),  # but a proxy is for the way out of this machine
+            trust_env=not is_loopback(httpx.URL(self.url).host),  # but a proxy is for the way out of this machine
         )
         bound(self._http)
 
