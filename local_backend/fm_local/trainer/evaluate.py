@@ -14,8 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from fm.request import TaskType, TrainRequest
 from fm_local.models.generating import continue_tokens, prompt_tokens
-from fm_local.trainer.batching import Examples, collate, micro_batches, pieces_of_all
-from fm_local.trainer.loss import TokenLoss
+from fm_local.trainer.batching import Examples, Piece, collate, micro_batches, pieces_of_all
 from fm_local.trainer.setup import Training
 from fm_local.trainer.sharding import gathered_outside_layers
 
@@ -33,26 +32,32 @@ def _evaluating(module: torch.nn.Module) -> Iterator[None]:
 
 
 def evaluate(
-    loss: TokenLoss, data: Examples, accelerator: Accelerator, *, max_tokens: int, beat: Callable[[], None]
+    training: Training, data: Examples, accelerator: Accelerator, *, max_tokens: int, beat: Callable[[], None]
 ) -> dict[str, float]:
     """Loss (nats for each labelled token), perplexity and top-1 accuracy over all of `data`.
 
     Sums over tokens, divided once at the end: neither batch sizes nor the number of processes shows in the result.
     """
+    loss, lanes = training.loss, training.lanes
     pieces = pieces_of_all(
         np.arange(len(data)),
         data.lengths,
         accelerator.process_index,
         accelerator.num_processes,
-        cut=lambda share: micro_batches(share, data.lengths, max_tokens),
+        cut=lambda share: micro_batches(share, data.lengths, max_tokens // lanes.count),
         even=isinstance(loss, FSDPModule),
     )
+
+    def compute(piece: Piece) -> torch.Tensor:
+        examples, counts = piece
+        with torch.no_grad():
+            value, right = loss(collate(data, examples, labelled=counts).to(accelerator.device))
+        return torch.stack([value.double(), right.double()])
+
     total = torch.zeros(2, dtype=torch.float64)
     with _evaluating(loss):
-        for examples, counts in pieces:
-            batch = collate(data, examples, labelled=counts).to(accelerator.device)
-            value, right = loss(batch)
-            total += torch.stack([value.double(), right.double()]).cpu()
+        for sums in lanes.map(compute, pieces):
+            total += sums.cpu()
             beat()
     if accelerator.num_processes > 1:
         total = accelerator.reduce(total.to(accelerator.device)).cpu()

@@ -135,7 +135,7 @@ def train(
         """Evaluates, and lets the model answer the prompts."""
         began = now()
         if training.held_out is not None:
-            values = evaluate(training.loss, training.held_out, accelerator, max_tokens=stepper.max_tokens, beat=beat)
+            values = evaluate(training, training.held_out, accelerator, max_tokens=stepper.max_tokens, beat=beat)
             at.judged(loss := values["metrics/eval/LanguageCrossEntropy"])
             for name in values:
                 metrics.pop(name, None)

@@ -16,6 +16,7 @@ from fm.lifecycle import EventType
 from fm_local.models.tokenizer import chat_template_of, load_tokenizer, stop_token_ids
 from fm_local.prepare.shards import TokenDataset
 from fm_local.trainer import device
+from fm_local.trainer.lanes import Lanes, open_lanes
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.methods import Trainee, make_optimizer, prepare_model
 from fm_local.trainer.packing import choose_packing
@@ -43,6 +44,8 @@ class Training:
     """Whether each process holds a part of the weights; all then have to compute the same number of pieces."""
     packed: bool
     """Whether a step's examples are packed into rows; else those of similar length are padded."""
+    lanes: Lanes
+    """What computes a step's pieces."""
     optimizer: torch.optim.Optimizer
     peak_rate: float
     trained_parameters: int
@@ -93,6 +96,8 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
     model = accelerator.prepare_model(loss, evaluation_mode=sharded)  # else it would put DDP around
     optimizer = make_optimizer(request.optimizer, trainee.trainable, request.weight_decay)
     trained_parameters = sum(parameter.numel() for parameter in trainee.trainable.values())
+    with accelerator.autocast():
+        lanes = open_lanes(loss, trained_parameters, accelerator)
     usual_rate = default_rate(request.method, trainee.parameters, random_weights=trainee.random_weights)
     peak_rate = request.learning_rate or usual_rate
     report.event(
@@ -109,6 +114,7 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
         usual_rate=usual_rate,
         processes=accelerator.num_processes,
         threads=torch.get_num_threads(),
+        lanes=lanes.count,
         versions=device.versions(),
     )
     if warning := rate_warning(peak_rate, request.method, usual_rate, random_weights=trainee.random_weights):
@@ -124,6 +130,7 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
         model=model,
         sharded=sharded,
         packed=packed,
+        lanes=lanes,
         optimizer=optimizer,
         peak_rate=peak_rate,
         trained_parameters=trained_parameters,

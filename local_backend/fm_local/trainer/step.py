@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
-from fm_local.trainer.batching import Indices, Piece, collate, collate_packed, micro_batches, pieces_of_all
+from fm_local.trainer.batching import Indices, MicroBatch, Piece, collate, collate_packed, micro_batches, pieces_of_all
 from fm_local.trainer.failures import is_out_of_memory
 from fm_local.trainer.packing import pack
 from fm_local.trainer.setup import Training
@@ -52,9 +53,10 @@ class Stepper:
             torch.OutOfMemoryError: not even one example fits.
         """
         while True:
-            pieces = self._pieces(examples)
+            bound, side_by_side = self._bound(examples)
+            pieces = self._pieces(examples, bound)
             try:
-                return self._accumulate(examples, pieces, step, seed, max_norm)
+                return self._accumulate(examples, pieces, side_by_side, step, seed, max_norm)
             except Exception as error:
                 # Of several processes, the others already wait for this one's part of the same piece.
                 alone = self._accelerator.num_processes == 1
@@ -66,7 +68,17 @@ class Stepper:
             widest = max(len(piece) * int(self._training.data.lengths[piece].max()) for piece, _ in pieces)
             self.max_tokens = min(self.max_tokens, widest) // 2
 
-    def _pieces(self, examples: Indices) -> list[Piece]:
+    def _bound(self, examples: Indices) -> tuple[int, bool]:
+        """The padded tokens that a piece may have, and whether pieces are computed side by side: where each lane gets
+        one, and all of them together stay within `max_tokens`."""
+        lanes, longest = self._training.lanes.count, int(self._training.data.lengths[examples].max())
+        if lanes == 1 or len(examples) < lanes or lanes * longest > self.max_tokens:
+            return self.max_tokens, False
+        padded = len(examples) * longest
+        rounds = math.ceil(padded / self.max_tokens)
+        return max(longest, math.ceil(padded / (rounds * lanes))), True
+
+    def _pieces(self, examples: Indices, max_tokens: int) -> list[Piece]:
         lengths = self._training.data.lengths
         cut = pack if self._training.packed else micro_batches
         return pieces_of_all(
@@ -74,26 +86,21 @@ class Stepper:
             lengths,
             self._accelerator.process_index,
             self._accelerator.num_processes,
-            cut=lambda share: cut(share, lengths, self.max_tokens),
+            cut=lambda share: cut(share, lengths, max_tokens),
             even=self._training.sharded,
         )
 
     def _accumulate(
-        self, examples: Indices, pieces: list[Piece], step: int, seed: int, max_norm: float
+        self, examples: Indices, pieces: list[Piece], side_by_side: bool, step: int, seed: int, max_norm: float
     ) -> Gradients:
         training, accelerator = self._training, self._accelerator
         rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
         torch.manual_seed(int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]))
         labels = int(training.data.trained[examples].sum())
-        load = collate_packed if training.packed else collate
+        # Summed over the whole step, divided once by its labels; DDP and FSDP2 divide by `world`, which is undone here.
+        gradients = self._side_by_side if side_by_side else self._one_by_one
         sums = torch.zeros(2, device=device)
-        for number, (piece, counts) in enumerate(pieces, start=1):
-            batch = load(training.data, piece, labelled=counts).to(device)
-            # Sharded gradients are summed over the processes with each piece: the whole would not fit, by assumption.
-            with accelerator.no_sync(training.model) if number < len(pieces) else nullcontext():
-                loss, right = training.model(batch)
-                # Summed over the whole step, divided once by its labels; DDP and FSDP2 divide by `world`, undone here.
-                accelerator.backward(loss * (world / labels))
+        for loss, right in gradients(pieces, world / labels):
             sums += torch.stack([loss.detach(), right.float()])
             self._beat()
         sums = accelerator.reduce(sums) if world > 1 else sums
@@ -101,3 +108,32 @@ class Stepper:
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         mean, accuracy, size = torch.cat([sums / labels, norm[None].to(sums)]).tolist()
         return Gradients(mean, accuracy, size, [int(index) for piece, counts in pieces if counts for index in piece])
+
+    def _one_by_one(self, pieces: list[Piece], scale: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        model, accelerator = self._training.model, self._accelerator
+        for number, piece in enumerate(pieces, start=1):
+            # Sharded gradients are summed over the processes with each piece: the whole would not fit, by assumption.
+            with accelerator.no_sync(model) if number < len(pieces) else nullcontext():
+                loss, right = model(self._load(piece))
+                accelerator.backward(loss * scale)
+            yield loss, right
+
+    def _side_by_side(self, pieces: list[Piece], scale: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        trainable = list(self._training.trainee.trainable.values())
+
+        def compute(piece: Piece) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor | None, ...]]:
+            loss, right = self._training.model(self._load(piece))
+            return loss, right, torch.autograd.grad(loss * scale, trainable, allow_unused=True)
+
+        for loss, right, parts in self._training.lanes.map(compute, pieces):
+            for parameter, part in zip(trainable, parts, strict=True):
+                if part is not None:
+                    # Laid out as the parameter is, which the fused optimiser relies on.
+                    parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                    parameter.grad += part
+            yield loss, right
+
+    def _load(self, piece: Piece) -> MicroBatch:
+        examples, counts = piece
+        load = collate_packed if self._training.packed else collate
+        return load(self._training.data, examples, labelled=counts).to(self._accelerator.device)
