@@ -7,8 +7,10 @@ on a CPU is in docs/performance.md; a GPU has one queue, and gains nothing.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import islice
 from threading import Barrier
 from typing import TypeVar
 
@@ -17,10 +19,13 @@ from accelerate import Accelerator
 
 from fm_local.trainer.batching import lay_in_row
 from fm_local.trainer.loss import TokenLoss
+from fm_local.trainer.methods import Trainee
 
 _MOST = 4
 """Beyond, pieces would become too small: all that are computed at once share one bound of tokens."""
-_MOST_GRADIENT_BYTES = 256 << 20
+_AHEAD = 2
+"""Items begun at once, for each lane: the next one waits where one is slow, and few results wait to be taken."""
+MOST_GRADIENT_BYTES = 256 << 20
 """What the gradients that wait to be added up may take: each lane makes its own."""
 
 _Item = TypeVar("_Item")
@@ -38,6 +43,7 @@ class Lanes:
         together = Barrier(count)
 
         def begin() -> None:
+            torch.get_num_threads()  # a new thread's first operation would take over what counts for all
             torch.set_num_threads(max(1, threads // count))  # counts for the calling thread
             together.wait()
 
@@ -54,23 +60,34 @@ class Lanes:
         if self.count == 1:
             yield from map(function, items)
             return
-        futures = [self._pool.submit(function, item) for item in items]
+        left = iter(items)
+        begun = deque(self._pool.submit(function, item) for item in islice(left, _AHEAD * self.count))
         try:
-            for future in futures:
-                yield future.result()
+            while begun:
+                result = begun.popleft().result()
+                begun.extend(self._pool.submit(function, item) for item in islice(left, 1))
+                yield result
         finally:
-            for future in futures:
+            for future in begun:
                 future.cancel()
-            wait(futures)
+            wait(begun)
 
 
-def open_lanes(loss: TokenLoss, trained_parameters: int, accelerator: Accelerator) -> Lanes:
+def open_lanes(loss: TokenLoss, trainee: Trainee, accelerator: Accelerator) -> Lanes:
     """As many lanes as this process has use for: one on a GPU or beside other processes, and where the model draws
-    random numbers while it trains, which several threads would draw in another order each time."""
-    if accelerator.device.type != "cpu" or accelerator.num_processes > 1 or _draws_random_numbers(loss):
+    random numbers while it trains, which several threads would draw in another order each time, or changes itself."""
+    alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
+    if not alone or _moves_weights(trainee) or _draws_random_numbers(loss):
         return Lanes(1)
-    fitting = _MOST_GRADIENT_BYTES // (4 * max(1, trained_parameters))
+    trained = sum(parameter.numel() for parameter in trainee.trainable.values())
+    fitting = MOST_GRADIENT_BYTES // (_AHEAD * 4 * trained)
     return Lanes(max(1, min(torch.get_num_threads(), fitting, _MOST)))
+
+
+def _moves_weights(trainee: Trainee) -> bool:
+    """Whether PEFT puts adapted weights in the place of others for the time of a forward pass, as it does with those
+    of experts, which lie in one tensor."""
+    return trainee.peft_model is not None and bool(trainee.peft_model.peft_config["default"].target_parameters)
 
 
 @torch.no_grad()
