@@ -14,7 +14,9 @@ import torch
 
 from fm.files import digest_file
 from fm.layout import StageFolder
+from fm_local.trainer import device
 from fm_local.trainer import lanes as lanes_module
+from fm_local.trainer import loss as loss_module
 from fm_local.trainer.lanes import Lanes
 from support.families import FAMILIES, save
 from support.models import events, examples, lines, make_job, model, run
@@ -110,10 +112,32 @@ def test_adapted_experts_have_one_lane(tmp_path: Path) -> None:
 
 
 def test_gradients_too_large_to_have_twice_leave_one_lane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lanes_module, "MOST_GRADIENT_BYTES", 100_000)
+    monkeypatch.setattr(device, "WAITING_GRADIENT_BYTES", 100_000)
     job, folder = make_job(tmp_path, rows=examples(4), base=model("llama", tmp_path / "base"), training_duration="1ba")
     assert run(job, folder)
     assert events(folder, "MODEL_INITIALIZED")[0]["lanes"] == 1
+
+
+def test_lanes_together_hold_no_more_logits_than_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "_LOGITS_AT_ONCE", 259 * 8)
+    held = []
+
+    def head_sees(_: Any, args: Any) -> None:
+        held.append(args[0].reshape(-1, args[0].shape[-1]).shape[0])
+
+    looked = loss_module.TokenLoss.look_at_head
+
+    def look_at_head(self: loss_module.TokenLoss) -> None:
+        looked(self)
+        self.language_model.get_output_embeddings().register_forward_pre_hook(head_sees)
+
+    monkeypatch.setattr(loss_module.TokenLoss, "look_at_head", look_at_head)
+    base = model("llama", tmp_path / "base")
+    for count, rows in ((1, 8), (2, 4)):
+        trained(tmp_path / str(count), count, monkeypatch, base=base)
+        steps = held[-30:]  # before them, the whole model was tried
+        assert max(steps) == rows
+        held.clear()
 
 
 def test_results_come_in_order_and_only_few_are_made_ahead() -> None:

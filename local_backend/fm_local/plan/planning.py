@@ -111,7 +111,9 @@ def make_plan(task: PlanTask) -> Plan:
             f"activation checkpointing {'on' if checkpointing else 'off'}, as the trainer chooses here",
             f"a row for each example, padded to the longest; packed rows, where the trainer makes them, hold at most "
             f"{most_tokens:,} tokens instead of {rows * amounts.longest:,}",
-            "gradients of an earlier micro-batch are held while the next one is computed",
+            "gradients of an earlier micro-batch are held while the next one is computed"
+            + f", and at most {human_bytes(device.WAITING_GRADIENT_BYTES)} of pieces computed side by side"
+            * (machine.kind == "cpu"),
             "QLoRA: 4.127 bits a parameter in linear layers other than the head, and one of them unpacked at a time",
             f"sharding over {request.num_processes} device{'s' * (request.num_processes > 1)}: two layers, embeddings "
             "and head are whole at a time",

@@ -71,6 +71,10 @@ def micro_batch_tokens(device: torch.device) -> int:
     return 16384 if device.type == "cuda" else 2048
 
 
+WAITING_GRADIENT_BYTES = 256 << 20
+"""What gradients of pieces computed side by side may take until they are added up (`trainer/lanes.py`)."""
+
+
 def prefers_plain_attention(device: torch.device, precision: str, mean_length: float, longest: int) -> bool:
     """Whether attention is quicker written out as matrix products. On a CPU torch's fused kernel computes bf16 without
     the hardware's bf16 products: 0.77 to 0.85 times the whole step's speed at 32 to 128 tokens, 0.90 to 0.94 times on

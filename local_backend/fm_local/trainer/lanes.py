@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator
 
+from fm_local.trainer import device
 from fm_local.trainer.batching import lay_in_row
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.methods import Trainee
@@ -25,8 +26,6 @@ _MOST = 4
 """Beyond, pieces would become too small: all that are computed at once share one bound of tokens."""
 _AHEAD = 2
 """Items begun at once, for each lane: the next one waits where one is slow, and few results wait to be taken."""
-MOST_GRADIENT_BYTES = 256 << 20
-"""What the gradients that wait to be added up may take: each lane makes its own."""
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -80,7 +79,7 @@ def open_lanes(loss: TokenLoss, trainee: Trainee, accelerator: Accelerator) -> L
     if not alone or _moves_weights(trainee) or _draws_random_numbers(loss):
         return Lanes(1)
     trained = sum(parameter.numel() for parameter in trainee.trainable.values())
-    fitting = MOST_GRADIENT_BYTES // (_AHEAD * 4 * trained)
+    fitting = device.WAITING_GRADIENT_BYTES // (_AHEAD * 4 * trained)
     return Lanes(max(1, min(torch.get_num_threads(), fitting, _MOST)))
 
 

@@ -29,6 +29,8 @@ class TokenLoss(nn.Module):
         """`head_apart`: whether head(backbone(ids)) are the model's logits. None: found by trying it."""
         super().__init__()
         self.language_model = language_model
+        self.callers = 1
+        """Threads that call this at the same time: all their blocks of logits together have one bound."""
         self._split = _head_can_be_applied_apart(language_model) if head_apart is None else head_apart
 
     def look_at_head(self) -> None:
@@ -40,7 +42,8 @@ class TokenLoss(nn.Module):
             return _cross_entropy(_pick(self._logits(batch), batch), batch.labels)
         hidden = _pick(self.language_model.base_model(**batch.inputs(), use_cache=False).last_hidden_state, batch)
         head = self.language_model.get_output_embeddings()
-        rows = max(1, _LOGITS_AT_ONCE // self.language_model.config.get_text_config().vocab_size)
+        columns = self.callers * self.language_model.config.get_text_config().vocab_size
+        rows = max(1, _LOGITS_AT_ONCE // columns)
         if not torch.is_grad_enabled():
             return _sum(_cross_entropy(head(h), y) for h, y in _blocks(rows, hidden, batch.labels))
         trained = [parameter for parameter in head.parameters() if parameter.requires_grad]

@@ -98,6 +98,7 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
     trained_parameters = sum(parameter.numel() for parameter in trainee.trainable.values())
     with accelerator.autocast():
         lanes = open_lanes(loss, trainee, accelerator)
+    loss.callers = lanes.count
     usual_rate = default_rate(request.method, trainee.parameters, random_weights=trainee.random_weights)
     peak_rate = request.learning_rate or usual_rate
     report.event(
