@@ -18,14 +18,15 @@ from fm.lifecycle import EventType, Status
 from fm.remote.backend import RemoteBackend
 from fm.remote.opening import open_remote
 from support.data import many_pairs
-from support.elsewhere import OTHER_USER, PRINTED, AgentElsewhere, closed, machines
+from support.elsewhere import OTHER_USER, PRINTED, TRAINER_THREADS, AgentElsewhere, closed, machines
 from support.files import digests, s3_server
 from support.ftctl_server import server_process
 from support.local import local_backend
 from support.stores import fresh_database, postgres_server
 
 PATIENCE = 240.0
-ALONE = {"FM_STORE": "", "FM_FILES": "", "FM_AGENT": "auto"}
+ALONE = {"FM_STORE": "", "FM_FILES": "", "FM_AGENT": "auto", "OMP_NUM_THREADS": TRAINER_THREADS}
+"""As many threads as elsewhere: how a step is cut into pieces, and so its last bits, depends on their number."""
 
 
 class Team:

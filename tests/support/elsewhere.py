@@ -22,6 +22,7 @@ from support.local import processes_of
 OTHER_USER = 54321
 PRINTED = "printed-elsewhere"
 """Stands in what a trainer prints, which otherwise is nothing."""
+TRAINER_THREADS = "1"
 _COMMAND = "from fm.cli.main import entry; entry()"
 
 
@@ -39,7 +40,7 @@ class AgentElsewhere:
             "HOME": str(home),
             "FM_HOME": str(home / "fm"),
             "HF_HUB_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": TRAINER_THREADS,
             "PYTHONPATH": _path(),
             "PYTHONWARNINGS": PRINTED,  # no such filter: each Python says so when it starts, also the trainer's
         }
