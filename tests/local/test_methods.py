@@ -182,15 +182,15 @@ def test_trap_24_no_adapter_keeps_a_copy_of_its_own_of_its_input_under_autocast(
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("use_rslora", [False, True])
+@pytest.mark.parametrize(("use_rslora", "dropout"), [(False, 0.0), (True, 0.0), (False, 0.5)])
 @pytest.mark.parametrize("targets", ["all-linear", ("lm_head",)])
 def test_a_fused_adapter_computes_what_pefts_own_does(
-    tmp_path: Path, family: str, use_rslora: bool, targets: Any
+    tmp_path: Path, family: str, use_rslora: bool, dropout: float, targets: Any
 ) -> None:
     from fm.request import LoraConfig
 
     language_model = load_causal_lm(model(family, tmp_path / "base"), dtype=torch.float32)
-    lora = LoraConfig(rank=4, use_rslora=use_rslora, target_modules=targets)
+    lora = LoraConfig(rank=4, use_rslora=use_rslora, dropout=dropout, target_modules=targets)
     peft_model = add_adapter(language_model, lora, token_ids=[], seed=1)
     trainable = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
     for parameter in trainable:
@@ -200,6 +200,7 @@ def test_a_fused_adapter_computes_what_pefts_own_does(
     for fused in (True, False):
         layers = [module for module in peft_model.modules() if vars(module).get("forward") is not None]
         assert bool(layers) is fused
+        torch.manual_seed(1)
         loss, _ = TokenLoss(language_model)(batch)
         found.append((loss, torch.autograd.grad(loss, trainable)))
         for layer in layers:

@@ -25,6 +25,7 @@ from fm_local.plan.tracing import Step, trace
 from fm_local.trainer.batching import MicroBatch
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.methods import prepare_model
+from fm_local.trainer.short_attention import SHORT
 from support import models
 
 LLAMA = LlamaConfig(
@@ -53,7 +54,7 @@ SHAPES: dict[str, tuple[Any, Step]] = {
     "Llama, LoRA, bf16": (LLAMA, Step(2, 96, LoraConfig(rank=8), torch.bfloat16, autocast=True)),
     "Llama, LoRA, checkpointed": (LLAMA, Step(3, 64, LoraConfig(), torch.bfloat16, autocast=True, checkpointing=True)),
     "Llama, full, fp32, few labels": (LLAMA, Step(4, 48, labels=0.25)),
-    "Qwen2, full, bf16, written-out attention": (QWEN, Step(2, 80, autocast=True, eager=True)),
+    "Qwen2, full, bf16, written-out attention": (QWEN, Step(2, 80, autocast=True, by_products=True)),
     "Qwen2, LoRA with dropout on two modules": (QWEN, Step(1, 127, TWO_MODULES)),
     "GPT-2, full, bf16, with dropout": (GPT2, Step(3, 50, autocast=True)),
     "Mixtral, full, fp32, experts": (MIXTRAL, Step(2, 40)),
@@ -80,8 +81,8 @@ def counted(config: Any, step: Step, folder: Path) -> int:
     words = load_tokenizer(folder / "runs" / "tokenizer")
     precision = "bf16" if step.autocast else "fp32"
     model = prepare_model(job, words, precision=precision, device=torch.device("cpu")).language_model
-    if step.eager:
-        model.set_attn_implementation("eager")
+    if step.by_products:
+        model.set_attn_implementation(SHORT)
     if step.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     places = step.rows * step.width

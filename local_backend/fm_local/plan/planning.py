@@ -177,7 +177,7 @@ def _step(
     masked = task.request.task_type is not TaskType.CONTINUED_PRETRAIN
     return Step(
         rows, max(1, amounts.longest - 1), lora, torch.bfloat16 if bf16 and lora else torch.float32, autocast=bf16,
-        eager=device.prefers_plain_attention(where, "bf16" if bf16 else "fp32", amounts.mean, amounts.longest),
+        by_products=device.prefers_plain_attention(where, "bf16" if bf16 else "fp32", amounts.mean, amounts.longest),
         labels=amounts.trained_share if masked else 1.0, accumulating=True,
         checkpointing=checkpointing,
     )

@@ -23,7 +23,9 @@ from fm_local.plan.layers import DecoderLayers, build_meta, make_fake
 from fm_local.plan.watching import GroupedProducts, LiveBytes, Operations, count_saved
 from fm_local.trainer.adapters import add_adapter
 from fm_local.trainer.batching import MicroBatch
+from fm_local.trainer.fused_norm import fuse_norms
 from fm_local.trainer.loss import TokenLoss
+from fm_local.trainer.short_attention import SHORT
 
 DEPTHS = (2, 3)
 """Layers of one kind that are traced: two points of a straight line. A single layer would be first and last at once."""
@@ -94,7 +96,7 @@ class Step:
     """Whether bf16 autocast covers the forward pass."""
     checkpointing: bool = False
     """Whether layers are computed again in the backward pass."""
-    eager: bool = False
+    by_products: bool = False
     """Attention as written-out matrix products instead of a fused kernel."""
     labels: float = 1.0
     """Share of the positions that carry a label."""
@@ -137,17 +139,18 @@ def _trace(config: Any, step: Step) -> Traced:
         layers.multiply([kind[0] for kind in kinds for _ in range(_MOST_DEPTH)])
     if step.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if step.eager:
-        model.set_attn_implementation("eager")
     if step.lora is not None:
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
             add_adapter(model, step.lora, token_ids=[], seed=0)
+    fuse_norms(model)
     model.train()
     with FakeTensorMode(), GroupedProducts(), _one_document_a_row():  # type: ignore[no-untyped-call]
         make_fake(model, step.trained_dtype if step.lora else step.dtype)
         for parameter in model.parameters():
             if parameter.requires_grad and not step.gradients_kept:
                 parameter.register_post_accumulate_grad_hook(_drop_gradient)
+        if step.by_products:
+            _attend_by_products(model)
         if whole:
             return Traced(**counts, **_measure(model, step, *_look_at_head(model)))
         fixed: dict[str, float] = {}
@@ -166,6 +169,16 @@ def _trace(config: Any, step: Step) -> Traced:
                 sums[name] += slope * len(kind)
                 fixed[name] = max(fixed.get(name, 0.0), high[name] - _MOST_DEPTH * slope)
     return Traced(**counts, **{name: fixed[name] + sums[name] for name in fixed})
+
+
+@torch.no_grad()
+def _attend_by_products(model: Any) -> None:
+    """As the trainer does, but for the comparison of values, of which there are none."""
+    model.set_attn_implementation(SHORT)
+    try:
+        model(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
+    except ValueError:
+        model.set_attn_implementation("eager")
 
 
 def _measure(model: Any, step: Step, head_apart: bool, loops: bool) -> dict[str, float]:
@@ -205,9 +218,13 @@ def _pass(model: Any, step: Step, head_apart: bool) -> dict[str, float]:
     with torch.autocast("cpu", torch.bfloat16, enabled=step.autocast, cache_enabled=False):
         trainee = step.loss(model) if step.loss else TokenLoss(model, head_apart=head_apart)
     live = LiveBytes(model.config.get_text_config().vocab_size)
+
+    def forward_pass() -> Any:
+        with torch.autocast("cpu", torch.bfloat16, enabled=step.autocast):  # whose copies of weights go when it ends
+            return trainee(batch)
+
     with live:
-        with torch.autocast("cpu", torch.bfloat16, enabled=step.autocast):
-            saved, saved_logits, result = count_saved(trainee, lambda: trainee(batch), live.vocabulary)
+        saved, saved_logits, result = count_saved(trainee, forward_pass, live.vocabulary)
         loss = result[0]
         del result
         forward = live.most(0)

@@ -15,7 +15,7 @@ from fm.request import LoraConfig
 from fm_local.models.load import read_adapter_config
 from fm_local.models.new_tokens import trained_rows
 from fm_local.models.weights import load_tensors
-from fm_local.trainer.fused_lora import fuse
+from fm_local.trainer.fused_lora import fuse_lora
 
 MERGE_FIRST = "merge it first: `ftctl models export --merge`, and give the folder as model="
 _SHAPE = ("lora_alpha", "use_rslora", "use_dora", "trainable_token_indices")
@@ -74,7 +74,7 @@ def add_adapter(
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    fuse(peft_model)
+    fuse_lora(peft_model)
     return peft_model
 
 

@@ -155,6 +155,12 @@ def collate(data: Examples, examples: Sequence[int] | Indices, *, labelled: bool
     return MicroBatch(torch.from_numpy(inputs), torch.from_numpy(positions), torch.from_numpy(labels))
 
 
+def unlabelled(ids: torch.Tensor) -> MicroBatch:
+    """Rows of token `ids`, (rows, length), to look at what a model makes of them."""
+    none = ids.new_zeros(0)
+    return MicroBatch(ids, none, none)
+
+
 def collate_packed(data: Examples, examples: Sequence[int] | Indices, *, labelled: bool = True) -> MicroBatch:
     """Loads `examples` into one row, one behind the other. No label crosses from one to the next, since each goes
     without its last token, and the first of the next is nowhere a label."""

@@ -1,8 +1,9 @@
-"""LoRA's two products, its scaling and its sum as one operation.
+"""A frozen linear layer and the LoRA on it as one operation.
 
-PEFT computes ``result + lora_B(lora_A(x)) * scaling`` operation by operation. The scaling and the sum then read and
+PEFT computes ``base(x) + lora_B(lora_A(x)) * scaling`` operation by operation. The scaling and the sum then read and
 write the layer's whole output, and its gradient, three times more than the products themselves, in whose last step
-both are free. What it gives is in docs/performance.md.
+both are free; and the two gradients of the input are one product's last step as well. What it gives is in
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 
-def fuse(peft_model: Any) -> None:
+def fuse_lora(peft_model: Any) -> None:
     """Makes the plain LoRA layers of `peft_model` compute so; those with DoRA stay as they are. Names and weights of
     the model stay, so saving and merging do too."""
     from peft.tuners.lora import LoraLayer
@@ -24,15 +25,60 @@ def fuse(peft_model: Any) -> None:
         # Embeddings, routers and the joined weights of experts are multiplied in other ways.
         plain = isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), (nn.Linear, Conv1D))
         if plain and not layer.lora_variant:
-            layer.forward = partial(_forward, layer)
+            # Quantised layers are of classes of their own; dropout gives LoRA another input than the base.
+            whole = type(layer.base_layer) is nn.Linear and isinstance(layer.lora_dropout["default"], nn.Identity)
+            layer.forward = partial(_linear_with_lora if whole else _with_lora, layer)
 
 
-def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
+def _linear_with_lora(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    base = layer.base_layer
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    return _LinearWithLora.apply(x, base.weight, base.bias, a, b, layer.scaling["default"])  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _with_lora(layer: Any, x: torch.Tensor) -> torch.Tensor:
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     result = layer.base_layer(x)
     # bitsandbytes hands out a view of what its own function made, which autograd lets nobody write to.
     writable = result.clone() if result._is_view() else result
     return _AddLora.apply(writable, layer.lora_dropout["default"](x), a, b, layer.scaling["default"])  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _LinearWithLora(torch.autograd.Function):
+    """x Wᵀ + bias + scaling · x Aᵀ Bᵀ with frozen W and bias (Hu et al., LoRA, 2021), in autocast's number format, or
+    in W's without it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        kind = x.device.type
+        number = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        rows, narrow = x.reshape(-1, x.shape[-1]).to(number), weight.to(number)
+        narrow_a, narrow_b = a.to(number), (b * scaling).to(number)
+        inner = rows @ narrow_a.T
+        result = rows @ narrow.T if bias is None else torch.addmm(bias.to(number), rows, narrow.T)
+        result.addmm_(inner, narrow_b.T)
+        ctx.save_for_backward(rows, inner, weight, narrow_a, narrow_b)
+        ctx.shape, ctx.dtype, ctx.scaling = x.shape, x.dtype, scaling
+        return result.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        rows, inner, weight, a, b = ctx.saved_tensors
+        outer = gradient.reshape(-1, gradient.shape[-1])
+        towards_a = outer @ b
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = (outer @ weight.to(outer.dtype)).addmm_(towards_a, a).view(ctx.shape).to(ctx.dtype)
+        of_a, of_b = (towards_a.T @ rows).float(), (outer.T @ inner).float() * ctx.scaling
+        return of_x, None, None, of_a, of_b, None
 
 
 class _AddLora(torch.autograd.Function):

@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from fm_local.trainer import device
-from fm_local.trainer.batching import lay_in_row
+from fm_local.trainer.batching import unlabelled
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.methods import Trainee
 
@@ -94,5 +94,5 @@ def _draws_random_numbers(loss: TokenLoss) -> bool:
     """Whether the model, as it trains, has dropout or the like. Found by trying: configurations name it variously."""
     ids = torch.arange(8) % loss.language_model.config.get_text_config().vocab_size
     before = torch.get_rng_state()
-    loss.logits(lay_in_row([ids.numpy()]))
+    loss.logits(unlabelled(ids[None]))
     return not torch.equal(before, torch.get_rng_state())

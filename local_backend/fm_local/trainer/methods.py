@@ -24,6 +24,7 @@ from fm_local.models.nf4 import load_nf4, size_of
 from fm_local.models.presets import build
 from fm_local.trainer.adapters import MERGE_FIRST, add_adapter
 from fm_local.trainer.device import needs_activation_checkpointing
+from fm_local.trainer.fused_norm import fuse_norms
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +100,7 @@ def prepare_model(job: Job, tokenizer: Any, *, precision: str, device: torch.dev
         raise RequestError(
             f"{job.model.name} is an adapter, which method='full' can't train", field="method", hint=MERGE_FIRST
         )
+    fuse_norms(model)
     model.train()
     if job.request.sharding == "none":
         model.to(device)  # else each process moves its part

@@ -24,6 +24,7 @@ from fm_local.trainer.rates import default_rate, rate_warning
 from fm_local.trainer.reach import refuse_unreached_adapters
 from fm_local.trainer.report import Report
 from fm_local.trainer.sharding import gathered_outside_layers, shard
+from fm_local.trainer.short_attention import attend_by_products
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +83,6 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
 
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     trainee = prepare_model(job, tokenizer, precision=precision, device=accelerator.device)
-    if device.prefers_plain_attention(accelerator.device, precision, data.lengths.mean(), data.lengths.max()):
-        trainee.language_model.set_attn_implementation("eager")
     loss = TokenLoss(trainee.language_model, head_apart=False)
     sharded = request.sharding != "none"
     if sharded:
@@ -93,6 +92,9 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
         with gathered_outside_layers(loss):
             refuse_unreached_adapters(loss, trainee.trainable, accelerator.device)
             packed = choose_packing(loss, request.packing, accelerator.device, report)
+            size = data.lengths.mean(), data.lengths.max()
+            if not packed and device.prefers_plain_attention(accelerator.device, precision, *size):
+                attend_by_products(loss, accelerator.device)
     model = accelerator.prepare_model(loss, evaluation_mode=sharded)  # else it would put DDP around
     optimizer = make_optimizer(request.optimizer, trainee.trainable, request.weight_decay)
     trained_parameters = sum(parameter.numel() for parameter in trainee.trainable.values())

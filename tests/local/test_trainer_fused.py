@@ -1,0 +1,119 @@
+"""Norms and attention that are written by hand compute what transformers' own do, for each family that has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fm_local.models.load import load_causal_lm
+from fm_local.trainer.batching import MicroBatch, collate
+from fm_local.trainer.fused_norm import fuse_norms
+from fm_local.trainer.loss import TokenLoss
+from fm_local.trainer.short_attention import SHORT, attend_by_products
+from support.families import ATTENTION, FAMILIES, save
+from support.models import Rows, examples, model
+
+CPU = torch.device("cpu")
+OWN_NORMS = ("gemma", "gemma2", "gemma3")
+"""Those that add 1 to what they scale by."""
+NO_NORMS = ("gpt2", "phi")
+"""Those that subtract the mean, which torch does in one operation anyway."""
+
+
+def batch(longest: int = 24) -> MicroBatch:
+    return collate(Rows(examples(5, longest=longest)), list(range(5)))
+
+
+def gradients(language_model: Any, of: MicroBatch) -> dict[str, torch.Tensor]:
+    loss, _ = TokenLoss(language_model)(of)
+    names, parameters = zip(*language_model.named_parameters(), strict=True)
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    return {"loss": loss.detach(), **{n: g for n, g in zip(names, found, strict=True) if g is not None}}
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert gradient.norm() > 0, name
+        assert (found[name] - gradient).norm() < 1e-4 * gradient.norm(), name
+
+
+def fused_in(language_model: Any) -> list[Any]:
+    return [module for module in language_model.modules() if "forward" in vars(module)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fused_norms_give_the_losses_and_gradients_of_the_familys_own(tmp_path: Path, family: str) -> None:
+    language_model = load_causal_lm(save(family, tmp_path / "base"), dtype=torch.float32).train()
+    for name, parameter in language_model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    expected = gradients(language_model, batch())
+    fuse_norms(language_model)
+    assert bool(fused_in(language_model)) is (family not in OWN_NORMS + NO_NORMS)
+    assert_same(gradients(language_model, batch()), expected)
+
+
+def test_fused_norms_keep_half_of_what_the_written_out_ones_keep(tmp_path: Path) -> None:
+    language_model = load_causal_lm(model("llama", tmp_path / "base"), dtype=torch.bfloat16)
+    norm = language_model.model.norm
+    x = torch.randn(2, 16, norm.weight.shape[0], dtype=torch.bfloat16, requires_grad=True)
+    kept: list[int] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    sizes, found = [], []
+    for _ in range(2):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = norm(x)
+        sizes.append(sum(kept))
+        kept.clear()
+        found.append(torch.autograd.grad(out.float().square().sum(), x)[0])
+        fuse_norms(language_model)
+    assert sizes[1] < 0.5 * sizes[0]
+    torch.testing.assert_close(found[0], found[1], rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("family", ATTENTION)
+def test_attention_by_products_gives_the_losses_and_gradients_of_the_familys_own(tmp_path: Path, family: str) -> None:
+    language_model = load_causal_lm(save(family, tmp_path / "base"), dtype=torch.float32).train()
+    language_model.set_attn_implementation("eager")
+    expected = gradients(language_model, batch())
+    attend_by_products(TokenLoss(language_model), CPU)
+    assert language_model.training
+    # Gemma 2 caps its scores.
+    assert language_model.config._attn_implementation == ("eager" if family == "gemma2" else SHORT)
+    assert_same(gradients(language_model, batch()), expected)
+
+
+def test_attention_by_products_in_bf16_is_as_near_to_fp32_as_the_familys_own(tmp_path: Path) -> None:
+    language_model = load_causal_lm(save("qwen3", tmp_path / "base"), dtype=torch.float32).train()
+    language_model.set_attn_implementation("eager")
+    exact = gradients(language_model, batch())
+    far = []
+    for name in ("eager", SHORT):
+        language_model.set_attn_implementation(name)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = gradients(language_model, batch())
+        far.append(sum(float((rounded[key] - exact[key]).norm() / exact[key].norm()) for key in exact))
+    assert far[1] < 1.2 * far[0]
+
+
+def test_a_model_that_drops_attention_at_random_keeps_its_own(tmp_path: Path) -> None:
+    language_model = load_causal_lm(model("llama", tmp_path / "base", dropout=0.1), dtype=torch.float32).train()
+    attend_by_products(TokenLoss(language_model), CPU)
+    assert language_model.config._attn_implementation == "eager"
+
+
+def test_answers_are_those_of_the_familys_own_attention(tmp_path: Path) -> None:
+    language_model = load_causal_lm(save("mistral", tmp_path / "base"), dtype=torch.float32).eval()
+    prompt, answers = torch.tensor([[5, 6, 7, 8, 9]]), []
+    for name in ("eager", SHORT):
+        language_model.set_attn_implementation(name)
+        answers.append(language_model.generate(prompt, max_new_tokens=12, do_sample=False).tolist())
+    assert answers[0] == answers[1]
