@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fm.backends.base import Backend, Machine, NewRun
 from fm.display import human_bytes, plain
-from fm.errors import RequestError, Unsupported
+from fm.errors import RequestError
 from fm.examine import ThisMachine
 from fm.planning import make_plan
 from fm.plugins import require
@@ -173,7 +173,6 @@ def _digest(plan: DryRun) -> str:
 
 def _request_fields(given: Mapping[str, Any]) -> dict[str, Any]:
     """What of `fm.create`'s parameters makes the request, under its full names; paths as text."""
-    _refuse_unbuilt(given)
     values = {key: value for key, value in given.items() if key not in _NOT_REQUEST}
     for short, (long, default) in _SHORT.items():
         if given[short] is not None:
@@ -185,14 +184,6 @@ def _request_fields(given: Mapping[str, Any]) -> dict[str, Any]:
     # A Path is a path even where its text alone would be taken for a hub's name.
     values = {key: str(value.absolute()) if isinstance(value, Path) else value for key, value in values.items()}
     return {key: value for key, value in values.items() if value is not None}
-
-
-def _refuse_unbuilt(given: Mapping[str, Any]) -> None:
-    if given["sharding"] in ("zero2", "zero3"):
-        raise Unsupported(
-            f"sharding={given['sharding']!r}: DeepSpeed is not built in", field="sharding",
-            hint='use sharding="full", which parts weights, gradients and moments as ZeRO 3 does',
-        )
 
 
 def _look_at_data(request: TrainRequest, *, validate: bool) -> tuple[DataRef, DataRef | None]:

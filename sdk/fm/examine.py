@@ -107,6 +107,8 @@ def _check_context_length(request: TrainRequest, model: ModelRef) -> None:
 def _check_extras(request: TrainRequest) -> None:
     if request.method == "qlora" and missing_from("qlora"):
         raise MissingExtra("method='qlora' needs bitsandbytes, not installed here", extra="qlora")
+    if request.sharding in ("zero2", "zero3") and missing_from("deepspeed"):
+        raise MissingExtra(f"sharding={request.sharding!r} needs deepspeed, not installed here", extra="deepspeed")
     if missing := tuple(tracker for tracker in request.trackers if tracker in missing_from("track")):
         raise MissingExtra(f"trackers: {', '.join(missing)} not installed here", extra="track")
 

@@ -19,6 +19,7 @@ from fm.errors import MissingExtra, RequestError, Unavailable, Unsupported
 from fm.machine import main_memory
 from fm.plans import Plan, PlanTask
 from fm.presets import PRESETS
+from fm.request import WHOLE_WEIGHTS
 
 if TYPE_CHECKING:
     from fm.creation import DryRun
@@ -81,7 +82,7 @@ def refuse_oversize(prepared: DryRun) -> None:
         return
     least = least_bytes(request, size)
     memory = _memory_of_a_process(request.num_processes)
-    least /= request.num_processes if request.sharding == "full" else 1
+    least /= request.num_processes if request.sharding not in WHOLE_WEIGHTS else 1
     if least <= memory / 8:
         return
     need, what = least, "weights, gradients and optimiser states alone"
@@ -112,6 +113,8 @@ def is_plainly_small(request: TrainRequest, model: ModelRef) -> bool:
 
 def least_bytes(request: TrainRequest, parameters: int) -> float:
     """Less than this no training of so many parameters takes, whatever its data."""
+    if request.method == "full" and request.sharding == "zero2":
+        return parameters * (4.0 + 12.0 / request.num_processes)
     if request.method == "full":
         return parameters * (16.0 if request.optimizer == "adamw" else 8.0)
     return parameters * (0.5 if request.method == "qlora" else 2.0)

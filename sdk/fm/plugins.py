@@ -53,6 +53,7 @@ PARTS = {
 EXTRAS = {
     "local": ("torch", "transformers", "peft", "accelerate", "safetensors", "datasets", "pyarrow"),
     "qlora": ("bitsandbytes",),
+    "deepspeed": ("deepspeed",),
     "plot": ("matplotlib",),
     "pandas": ("pandas",),
     "server": ("fastapi", "uvicorn", "fsspec", "s3fs"),

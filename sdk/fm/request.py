@@ -13,7 +13,9 @@ from fm.errors import RequestError
 from fm.names import check_model_name, check_run_name
 
 Method = Literal["lora", "qlora", "full"]
-Sharding = Literal["none", "full", "full-offload"]
+Sharding = Literal["none", "full", "full-offload", "zero2", "zero3"]
+WHOLE_WEIGHTS: tuple[Sharding, ...] = ("none", "zero2")
+"""The shardings in which every process holds all of the weights."""
 
 
 class TaskType(StrEnum):
@@ -115,7 +117,8 @@ class TrainRequest(_Request):
     process_memory: float | None = Field(None, gt=0)
     """GiB that are reserved for each process; None: as it comes."""
     sharding: Sharding = "none"
-    """Whether each process holds all of the model, or a part of it; with "full-offload" in the machine's memory."""
+    """Whether each process holds all of the model, or a part of it; with "full-offload" in the machine's memory.
+    "zero2" and "zero3" are DeepSpeed's."""
     name: str | None = None
     tags: dict[str, str] = Field(default_factory=dict)
 
@@ -236,6 +239,11 @@ class TrainRequest(_Request):
             raise RequestError(
                 f"sharding={self.sharding!r} parts the model among processes, and num_processes is 1", field="sharding",
                 hint="pass num_processes=2 or more, at most one for each GPU, or leave sharding out",
+            )
+        if self.sharding == "zero3" and self.method == "qlora" and self.lora.use_dora:
+            raise RequestError(
+                "DoRA makes new tensors of weights in 4 bits, which DeepSpeed takes for parts of the model",
+                field="sharding", hint='use sharding="full" or "zero2", which hold such a model too',
             )
         if self.sharding != "none" and self.optimizer == "adafactor":
             raise RequestError(

@@ -34,7 +34,7 @@ def base(tmp_path: Path) -> Path:
 
 def test_a_plan_has_every_method_and_layout_with_the_one_asked_for_marked(base: Path, data: Path) -> None:
     plan = fm.plan(base, data, num_processes=2, sharding="full", device="H200", price_per_hour=3.0)
-    assert len({(option.method, option.sharding) for option in plan.options}) == 9
+    assert len({(option.method, option.sharding) for option in plan.options}) == 15
     assert (plan.requested.method, plan.requested.sharding) == ("lora", "full")
     assert plan.fits
     assert plan.cost == pytest.approx(2 * 3.0 * (plan.seconds or 0) / 3600)
@@ -48,6 +48,18 @@ def test_a_plan_for_more_processes_shares_out_what_is_sharded(base: Path, data: 
 
     assert optimizer(2, "none") == optimizer(1, "none")
     assert optimizer(2, "full") == optimizer(1, "none") // 2
+
+
+def test_zero_2_parts_what_is_not_computed_with_and_zero_3_all(base: Path, data: Path) -> None:
+    options = fm.plan(base, data, method="full", num_processes=2, device="H100").options
+    none, zero2, zero3 = (
+        next(o.memory for o in options if (o.method, o.sharding) == ("full", sharding))
+        for sharding in ("none", "zero2", "zero3")
+    )
+    assert (zero2.weights, zero3.weights) == (none.weights, none.weights // 2)
+    assert zero2.gradients == zero3.gradients == none.gradients // 2
+    # DeepSpeed steps a copy of the weights, and so parts three numbers instead of two moments.
+    assert zero2.optimizer == zero3.optimizer == none.optimizer // 2 + none.weights // 2
 
 
 def test_advice_comes_in_the_order_in_which_an_expert_thinks(base: Path, data: Path) -> None:

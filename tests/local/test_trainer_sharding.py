@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,28 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import fm
 from fm.layout import StageFolder
+from fm_local.trainer import evaluate, zero
+from fm_local.trainer.loss import TokenLoss
+from support.fresh import in_fresh_processes
 from support.models import events, examples, lines, make_job, model, run
-from support.ranks import run_ranks
+from support.ranks import run_ranks, train
 
 PIECES = "from fm_local.trainer import device; device.micro_batch_tokens = lambda _: 50"
 """So few tokens at once that a step has several pieces, of which the processes have different numbers."""
 RECOMPUTE = "from fm_local.trainer import methods; methods.needs_activation_checkpointing = lambda *_: True"
+SHORT_ANSWERS = "from fm_local.trainer import evaluate; evaluate._SAMPLE_TOKENS = 8"
+ALL_PARTED = "from fm_local.trainer import zero; zero.KEPT_WHOLE = 0"
+TROUBLE = """
+from fm_local.trainer import loop
+steps = []
+def once_at_fifteen(at, result):
+    steps.append(at.step)
+    return 14 if steps.count(14) == 1 and at.step == 14 else None
+loop.trouble_since = once_at_fifteen
+"""
+"""Step 15 is taken for the end of a spike when it is computed for the first time, and is not applied then."""
 COMPARED = ("loss/train/total", "grad_norm", "metrics/train/TokenAccuracy", "metrics/eval/LanguageCrossEntropy")
 
 
@@ -50,14 +66,22 @@ def assert_same(one: StageFolder, other: StageFolder, *, rel: float = 1e-5) -> N
             torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("sharding", ["none", "full"])
+@pytest.mark.parametrize("sharding", ["none", "full", "zero2", "zero3"])
 @pytest.mark.parametrize(("method", "tied"), [("lora", False), ("full", True), ("qlora", False)])
-def test_two_processes_equal_one_over_twenty_steps(tmp_path: Path, method: str, tied: bool, sharding: str) -> None:
-    common = request(model("llama", tmp_path / "base", tied=tied), method=method, eval_prompts=["abc"])
+def test_two_processes_equal_one_over_twenty_steps(
+    tmp_path: Path, method: str, tied: bool, sharding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = PIECES
+    if sharding == "zero3":  # which gathers weight by weight for every token
+        before += f"\n{SHORT_ANSWERS}"
+        monkeypatch.setattr(evaluate, "_SAMPLE_TOKENS", 8)
+    common = request(
+        model("llama", tmp_path / "base", tied=tied), method=method, eval_prompts=["abc"], weight_decay=0.1
+    )  # fmt: skip
     job, one = make_job(tmp_path / "one", **common)
     run(job, one)
     _, two = make_job(tmp_path / "two", **common, num_processes=2, sharding=sharding)
-    run_ranks(two, before=PIECES)
+    run_ranks(two, before=before)
     assert_same(one, two)
     assert len(series(two, "grad_norm")) == 20
     answers = [event["samples"] for event in events(one, "SAMPLES_GENERATED")]
@@ -65,14 +89,17 @@ def test_two_processes_equal_one_over_twenty_steps(tmp_path: Path, method: str, 
     assert answers
 
 
-@pytest.mark.parametrize("method", ["lora", "full", "qlora"])
+@pytest.mark.parametrize(
+    ("method", "sharding"),
+    [("lora", "full"), ("full", "full"), ("qlora", "full"), ("lora", "zero2"), ("full", "zero3")],
+)
 def test_trap_29_a_sharded_checkpoint_is_whole_and_goes_on_with_any_number_of_processes(
-    tmp_path: Path, method: str
+    tmp_path: Path, method: str, sharding: str
 ) -> None:
     common = request(model("llama", tmp_path / "base"), method=method)
     job, one = make_job(tmp_path / "one", **common)
     run(job, one)
-    _, two = make_job(tmp_path / "two", **common, num_processes=2, sharding="full")
+    _, two = make_job(tmp_path / "two", **common, num_processes=2, sharding=sharding)
     run_ranks(two)
     assert_same(one, two)
 
@@ -81,7 +108,7 @@ def test_trap_29_a_sharded_checkpoint_is_whole_and_goes_on_with_any_number_of_pr
 
     job, on_one = make_job(tmp_path / "two", **half(two))
     run(job, on_one)
-    _, on_two = make_job(tmp_path / "one", **half(one), num_processes=2, sharding="full")
+    _, on_two = make_job(tmp_path / "one", **half(one), num_processes=2, sharding=sharding)
     run_ranks(on_two)
     for resumed in (on_one, on_two):
         assert events(resumed, "TRAIN_STARTED")[0]["step"] == 10
@@ -90,17 +117,39 @@ def test_trap_29_a_sharded_checkpoint_is_whole_and_goes_on_with_any_number_of_pr
     assert_same(on_one, on_two)
 
 
-@pytest.mark.parametrize("method", ["lora", "full"])
-def test_sharded_layers_that_are_computed_again_train_the_same(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(("method", "sharding"), [("lora", "full"), ("full", "full"), ("lora", "zero3")])
+def test_sharded_layers_that_are_computed_again_train_the_same(tmp_path: Path, method: str, sharding: str) -> None:
     common = request(model("llama", tmp_path / "base"), method=method)
     job, one = make_job(tmp_path / "one", **common)
     run(job, one)
-    _, two = make_job(tmp_path / "two", **common, num_processes=2, sharding="full")
-    run_ranks(two, before=f"{PIECES}\n{RECOMPUTE}")
+    _, two = make_job(tmp_path / "two", **common, num_processes=2, sharding=sharding)
+    run_ranks(two, before=f"{PIECES}\n{RECOMPUTE}\n{ALL_PARTED}")
     assert_same(one, two)
 
 
-def test_the_best_weights_are_restored_into_a_sharded_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("saved_at", "back_to"), [("10ba", 10), ("20ba", 14)])
+@pytest.mark.parametrize("sharding", ["zero2", "zero3"])
+def test_a_step_that_is_looked_at_and_not_taken_leaves_nothing_behind(
+    tmp_path: Path, sharding: str, saved_at: str, back_to: int
+) -> None:
+    common = request(model("llama", tmp_path / "base"), method="full", save_interval=saved_at)
+    _, one = make_job(tmp_path / "one", **common)
+    in_fresh_processes(train, one, TROUBLE)
+    _, two = make_job(tmp_path / "two", **common, num_processes=2, sharding=sharding)
+    run_ranks(two, before=f"{PIECES}\n{TROUBLE}")
+    assert_same(one, two)
+    (warning,) = events(two, "WARNING")
+    assert warning["back_to"] == back_to
+
+
+def test_a_trainer_without_deepspeed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(fm.MissingExtra, match=r"ftctl\[deepspeed\]"):
+        zero.part_weights(TokenLoss(torch.nn.Linear(1, 1), head_apart=False), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("sharding", ["full", "zero3"])
+def test_the_best_weights_are_restored_into_a_sharded_model(tmp_path: Path, sharding: str) -> None:
     # The first steps learn, and then the rate is so high that all is lost.
     common = request(
         model("llama", tmp_path / "base"), learning_rate=0.03, warmup=0.9, register_checkpoint="best",
@@ -109,7 +158,7 @@ def test_the_best_weights_are_restored_into_a_sharded_model(tmp_path: Path) -> N
     )  # fmt: skip
     job, one = make_job(tmp_path / "one", **common)
     run(job, one)
-    _, two = make_job(tmp_path / "two", **common, num_processes=2, sharding="full")
+    _, two = make_job(tmp_path / "two", **common, num_processes=2, sharding=sharding)
     run_ranks(two)
     (best,) = {event["message"] for event in lines(two.events) if event["type"] == "TRAIN_FINISHED"}
     assert "the weights are those of step" in best
@@ -118,11 +167,12 @@ def test_the_best_weights_are_restored_into_a_sharded_model(tmp_path: Path) -> N
         torch.testing.assert_close(saved[name], expected[name], rtol=1e-3, atol=1e-4)
 
 
-def test_in_bf16_shards_are_gathered_in_half_and_summed_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharding", ["full", "zero2", "zero3"])
+def test_in_bf16_shards_are_gathered_in_half_and_summed_whole(tmp_path: Path, sharding: str) -> None:
     common = request(model("llama", tmp_path / "base"), precision="bf16")
     job, one = make_job(tmp_path / "one", **common)
     run(job, one)
-    _, two = make_job(tmp_path / "two", **common, num_processes=2, sharding="full")
+    _, two = make_job(tmp_path / "two", **common, num_processes=2, sharding=sharding)
     run_ranks(two)
     assert series(two, "loss/train/total") == pytest.approx(series(one, "loss/train/total"), rel=2e-2)
     assert {tensor.dtype for tensor in load_file(two.checkpoint(20) / "trainable.safetensors").values()} == {

@@ -1,4 +1,4 @@
-"""Trainings of two processes that talk over gloo. How torchrun starts them is shown in `test_trainer_ranks`."""
+"""Trainings of two processes that talk over gloo. How torchrun starts them is shown in `testtrainer_ranks`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ def run_ranks(folder: StageFolder, *, before: str = "") -> None:
         "GLOO_SOCKET_IFNAME": "lo",
     }
     ranks = tuple({**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2))
-    in_fresh_processes(_train, folder, before, environments=ranks)
+    in_fresh_processes(train, folder, before, environments=ranks)
 
 
-def _train(folder: StageFolder, before: str) -> int:
+def train(folder: StageFolder, before: str) -> int:
+    """Does the job in `folder` in this process, after executing `before`."""
     from fm_local.trainer.__main__ import main
 
     exec(before, {})

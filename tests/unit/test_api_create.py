@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,7 +87,13 @@ def test_a_short_spelling_beside_its_long_one_is_refused(data: Path) -> None:
         ({"new_tokens": ["<a>", "<a>"]}, fm.RequestError, "given twice"),
         ({"new_tokens": [" a"]}, fm.RequestError, "begins or ends with a space"),
         ({"sharding": "fsdp", "num_processes": 2}, fm.RequestError, "sharding"),
-        ({"sharding": "zero3", "num_processes": 2}, fm.Unsupported, "sharding"),
+        ({"sharding": "zero2"}, fm.RequestError, "sharding"),
+        (
+            {"sharding": "zero3", "num_processes": 2, "method": "qlora", "lora": {"use_dora": True}},
+            fm.RequestError,
+            "DoRA",
+        ),
+        ({"sharding": "zero3", "num_processes": 2, "optimizer": "adafactor"}, fm.RequestError, "optimizer"),
         ({"sharding": "full"}, fm.RequestError, "sharding"),
         ({"sharding": "full", "num_processes": 2, "optimizer": "adafactor"}, fm.RequestError, "optimizer"),
         ({"model": "fm/tiny-llama", "method": "full", "context_length": 4096}, fm.RequestError, "at most 512"),
@@ -272,13 +279,21 @@ def test_a_base_that_was_saved_quantised_is_refused(data: Path, tmp_path: Path) 
     assert nothing_was_stored()
 
 
-def test_qlora_without_bitsandbytes_is_refused_before_the_data_is_read(
-    tmp_path: Path, local: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("extra", "package", "parameters"),
+    [
+        ("qlora", "bitsandbytes", {"method": "qlora"}),
+        ("deepspeed", "deepspeed", {"sharding": "zero2", "num_processes": 2}),
+        ("deepspeed", "deepspeed", {"sharding": "zero3", "num_processes": 2}),
+    ],
+)
+def test_what_needs_a_package_that_is_missing_is_refused_before_the_data_is_read(
+    tmp_path: Path, local: str, monkeypatch: pytest.MonkeyPatch, extra: str, package: str, parameters: dict[str, Any]
 ) -> None:
     monkeypatch.setattr("fm.examine.require", lambda *_: None)
-    monkeypatch.setattr("fm.examine.missing_from", lambda extra: ("bitsandbytes",) if extra == "qlora" else ())
-    with pytest.raises(fm.MissingExtra, match=r"ftctl\[qlora\]"):
-        fm.create(model_folder(tmp_path / "base"), tmp_path / "no-such.jsonl", method="qlora", backend=local)
+    monkeypatch.setattr("fm.examine.missing_from", lambda asked: (package,) if asked == extra else ())
+    with pytest.raises(fm.MissingExtra, match=rf"(?s){package}.*ftctl\[{extra}\]"):
+        fm.create(model_folder(tmp_path / "base"), tmp_path / "no-such.jsonl", **parameters, backend=local)
 
 
 def test_a_priority_is_kept_also_by_a_rerun_and_a_resumed_run(data: Path, fm_fake: ScriptedLauncher) -> None:

@@ -13,6 +13,7 @@ import fm
 from fm import examine, planning
 from fm.planning import parameters_of, parse_bytes
 from fm.plans import Memory, Plan, PlanOption
+from fm.request import TrainRequest
 from support.rows import chats
 
 
@@ -93,11 +94,14 @@ def test_a_plan_takes_the_shardings_that_a_training_takes(tmp_path: Path, data: 
         fm.plan(model_of(tmp_path / "small", 10**6), data, sharding=sharding, num_processes=2)
 
 
-def test_a_plan_with_deepspeed_is_refused_as_the_training_is(tmp_path: Path, data: Path) -> None:
-    model = model_of(tmp_path / "small", 10**6)
-    for verb in (fm.plan, fm.create):
-        with pytest.raises(fm.errors.Unsupported, match="DeepSpeed"):
-            verb(model, data, sharding="zero3", num_processes=2)
+@pytest.mark.parametrize(
+    ("sharding", "method", "least"), [("none", "full", 16e6), ("zero2", "full", 7e6), ("zero2", "lora", 2e6)]
+)
+def test_what_every_process_holds_whole_counts_whole(sharding: str, method: str, least: float) -> None:
+    request = TrainRequest.build({
+        "model": "m", "train_data_path": "d", "method": method, "sharding": sharding, "num_processes": 4,
+    })  # fmt: skip
+    assert planning.least_bytes(request, 10**6) == least
 
 
 MIDDLE = 10**8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fm.plans import Memory
-from fm.request import Method, Sharding
+from fm.request import WHOLE_WEIGHTS, Method, Sharding
 from fm_local.plan.tracing import Traced
 
 NF4_BITS = 4.127
@@ -13,6 +13,9 @@ NF4_BITS = 4.127
 32/(64·256) for the scales of blocks of 64 and the scales of those."""
 GATHERED_LAYERS = 2
 """Layers that are whole at a time when they are sharded: the one computed and the one fetched meanwhile."""
+
+ZERO_BUCKET = 128 << 20
+"""Bytes in which DeepSpeed sums gradients over the processes (`trainer/zero.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ def memory_of(
         accumulating: as in the trace's `Step`: gradients are there through the whole of the pass.
     """
     share = 1.0 if sharding == "none" else 0.0 if sharding == "full-offload" else 1.0 / devices
+    zero, parted = sharding in ("zero2", "zero3"), sharding not in WHOLE_WEIGHTS
     frozen_bits = NF4_BITS / 8 if method == "qlora" else numbers.frozen
     adapter = 0.0 if method == "full" else traced.trained
     if method == "full":
@@ -65,23 +69,29 @@ def memory_of(
         rest = traced.parameters - traced.linear
         weights = traced.linear * frozen_bits + rest * numbers.frozen + adapter * numbers.trained
     gradients = traced.trained * numbers.gradient * share
-    optimizer = traced.trained * numbers.optimizer * share
+    # DeepSpeed steps a copy of the trained weights.
+    optimizer = traced.trained * (numbers.optimizer + (numbers.trained if zero else 0.0)) * share
 
     gathered = 0.0
     activations = traced.saved - traced.saved_logits
-    if sharding != "none":
-        per_parameter = frozen_bits if method == "qlora" else numbers.compute
+    # FSDP2 gathers in the format that is computed in, ZeRO 3 in that which is kept.
+    whole_number = numbers.compute if not zero else numbers.trained if method == "full" else numbers.frozen
+    if parted:
+        per_parameter = frozen_bits if method == "qlora" else whole_number
         outside = max(0.0, traced.parameters - traced.in_layers)
-        gathered = min(GATHERED_LAYERS, traced.layers) * traced.layer * per_parameter + outside * numbers.compute
+        gathered = min(GATHERED_LAYERS, traced.layers) * traced.layer * per_parameter + outside * whole_number
         if method == "full":
             # A layer's gradient is whole until it is reduced.
             gathered += traced.layer * numbers.gradient
-            # Computing copies are what was gathered, and go with it.
-            activations -= min(activations, traced.casts_kept)
+            if not zero:
+                # Computing copies are what was gathered, and go with it.
+                activations -= min(activations, traced.casts_kept)
+    if zero:
+        gathered += ZERO_BUCKET
     dequantised = traced.largest * numbers.compute if method == "qlora" else 0.0
 
     # Sharded, no device holds all that the trace shows: copies and gradients of weights are shared out.
-    shared_out = sharding != "none" and method == "full"
+    shared_out = parted and not zero and method == "full"
     cast, kept_casts = (traced.casts, traced.casts_kept) if shared_out else (0.0, 0.0)
     made = 0.0 if accumulating else min(traced.trained * numbers.gradient, traced.early)
     phases = [
@@ -94,7 +104,7 @@ def memory_of(
     kept = min(activations, max(0.0, peak - max(0.0, logits)))
     logits = min(max(0.0, logits), peak - kept)
     memory = {
-        "weights": weights * share,
+        "weights": weights * (share if parted else 1.0),
         "gradients": held,
         "optimizer": optimizer,
         "activations": kept,

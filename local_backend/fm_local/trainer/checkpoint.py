@@ -23,6 +23,7 @@ from fm.layout import StageFolder, run_of
 from fm_local.models.weights import save_tensors
 from fm_local.trainer.schedule import Position
 from fm_local.trainer.sharding import gather, part_of
+from fm_local.trainer.zero import ZeroOptimizer, shape_of
 
 _WEIGHTS = "trainable.safetensors"
 _OPTIMISER = "optimizer.safetensors"
@@ -41,8 +42,10 @@ class Whole(NamedTuple):
     """The rest of the optimiser's state, likewise."""
 
 
-def collect(trainable: Named, optimizer: torch.optim.Optimizer) -> Whole:
+def collect(trainable: Named, optimizer: torch.optim.Optimizer | ZeroOptimizer) -> Whole:
     """Weights and optimiser's state, gathered in the first process. All processes have to call it."""
+    if isinstance(optimizer, ZeroOptimizer):
+        return Whole(gather(trainable), optimizer.moments(), {})
     names = {id(parameter): name for name, parameter in trainable.items()}
     entries: dict[str, Any] = {
         f"{names[id(parameter)]}/{key}": value
@@ -100,7 +103,9 @@ def newest_whole(folders: Iterable[str | Path]) -> Path | None:
     return None
 
 
-def restore(path: Path, trainable: Named, optimizer: torch.optim.Optimizer, *, same: Mapping[str, Any]) -> Position:
+def restore(
+    path: Path, trainable: Named, optimizer: torch.optim.Optimizer | ZeroOptimizer, *, same: Mapping[str, Any]
+) -> Position:
     """Puts weights and optimiser back as they were at `path`, whether or not they are sharded now or were then, and
     returns the position.
 
@@ -110,13 +115,16 @@ def restore(path: Path, trainable: Named, optimizer: torch.optim.Optimizer, *, s
     state = json.loads((path / _STATE).read_text())
     differing = sorted(key for key in same if state["same"].get(key) != same[key])
     weights = load_file(path / _WEIGHTS)
-    if not differing and {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in trainable.items()}:
+    if not differing and {k: v.shape for k, v in weights.items()} != {k: shape_of(v) for k, v in trainable.items()}:
         differing = ["trainable parameters"]
     if differing:
         raise RequestError(
             f"checkpoint {path} belongs to a training with different {', '.join(differing)}",
             hint="resume with the request and data of the run that saved it, or start a new run",
         )
+    if isinstance(optimizer, ZeroOptimizer):
+        optimizer.load(weights, load_file(path / _OPTIMISER))
+        return Position(**state["position"])
     with torch.no_grad():
         for name, parameter in trainable.items():
             parameter.copy_(part_of(weights[name], parameter))

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs
 
 from fm.errors import MissingExtra
 from fm.layout import StageFolder
@@ -39,7 +39,11 @@ def open_accelerator(request: TrainRequest, folder: StageFolder) -> Accelerator:
         log_with=list(request.trackers) or None,
         project_dir=folder.trackers,
         # Buffers hold nothing that training changes, and ranks make unequal numbers of micro-batches.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+            # Else it would keep a copy of each layer that ZeRO 3 has gathered until the end of the forward pass.
+            AutocastKwargs(cache_enabled=request.sharding != "zero3"),
+        ],
     )
 
 

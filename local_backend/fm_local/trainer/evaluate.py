@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.distributed.fsdp import FSDPModule
 
 from fm.request import TaskType, TrainRequest
 from fm_local.models.generating import continue_tokens, prompt_tokens
@@ -45,7 +44,7 @@ def evaluate(
         accelerator.process_index,
         accelerator.num_processes,
         cut=lambda share: micro_batches(share, data.lengths, max_tokens // lanes.count),
-        even=isinstance(loss, FSDPModule),
+        even=training.sharded,
     )
 
     def compute(piece: Piece) -> torch.Tensor:

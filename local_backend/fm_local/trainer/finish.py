@@ -27,7 +27,8 @@ def final_weights(trainee: Trainee) -> dict[str, torch.Tensor]:
     # PEFT takes seconds to import: only who trains an adapter pays for it.
     from peft import get_peft_model_state_dict
 
-    return gather(get_peft_model_state_dict(trainee.peft_model, save_embedding_layers=False))
+    state = trainee.peft_model.state_dict(keep_vars=True)
+    return gather(get_peft_model_state_dict(trainee.peft_model, state_dict=state, save_embedding_layers=False))
 
 
 def save_final(

@@ -76,14 +76,14 @@ def open_lanes(loss: TokenLoss, trainee: Trainee, accelerator: Accelerator) -> L
     """As many lanes as this process has use for: one on a GPU or beside other processes, and where the model draws
     random numbers while it trains, which several threads would draw in another order each time, or changes itself."""
     alone = accelerator.device.type == "cpu" and accelerator.num_processes == 1
-    if not alone or _moves_weights(trainee) or _draws_random_numbers(loss):
+    if not alone or moves_weights(trainee) or _draws_random_numbers(loss):
         return Lanes(1)
     trained = sum(parameter.numel() for parameter in trainee.trainable.values())
     fitting = device.WAITING_GRADIENT_BYTES // (_AHEAD * 4 * trained)
     return Lanes(max(1, min(torch.get_num_threads(), fitting, _MOST)))
 
 
-def _moves_weights(trainee: Trainee) -> bool:
+def moves_weights(trainee: Trainee) -> bool:
     """Whether PEFT puts adapted weights in the place of others for the time of a forward pass, as it does with those
     of experts, which lie in one tensor."""
     return trainee.peft_model is not None and bool(trainee.peft_model.peft_config["default"].target_parameters)

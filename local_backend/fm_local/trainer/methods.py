@@ -12,6 +12,7 @@ import torch
 from fm.errors import RequestError
 from fm.job import Job
 from fm.presets import PRESETS
+from fm.request import WHOLE_WEIGHTS
 from fm_local.models.load import (
     is_adapter,
     load_causal_lm,
@@ -25,6 +26,7 @@ from fm_local.models.presets import build
 from fm_local.trainer.adapters import MERGE_FIRST, add_adapter
 from fm_local.trainer.device import needs_activation_checkpointing
 from fm_local.trainer.fused_norm import fuse_norms
+from fm_local.trainer.zero import shape_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,7 @@ def prepare_model(job: Job, tokenizer: Any, *, precision: str, device: torch.dev
     else:
         assert base is not None, "resolved models have a folder by the time they are trained"
         if request.method == "qlora":
-            whole_on = device if request.sharding == "none" else torch.device("cpu")
+            whole_on = device if request.sharding in WHOLE_WEIGHTS else torch.device("cpu")
             model = load_nf4(base, dtype=frozen_dtype, device=whole_on)
         else:
             model = load_causal_lm(base, dtype=frozen_dtype if request.method == "lora" else torch.float32)
@@ -102,7 +104,7 @@ def prepare_model(job: Job, tokenizer: Any, *, precision: str, device: torch.dev
         )
     fuse_norms(model)
     model.train()
-    if job.request.sharding == "none":
+    if request.sharding in WHOLE_WEIGHTS:
         model.to(device)  # else each process moves its part
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     parameters = sum(size_of(parameter) for parameter in model.parameters())
@@ -131,8 +133,8 @@ def make_optimizer(
     name: str, trainable: Mapping[str, torch.nn.Parameter], weight_decay: float
 ) -> torch.optim.Optimizer:
     """The request's optimiser. Weight decay spares biases and norms, which hold no direction to decay."""
-    matrices = [p for p in trainable.values() if p.dim() >= 2]
-    others = [p for p in trainable.values() if p.dim() < 2]
+    matrices = [p for p in trainable.values() if len(shape_of(p)) >= 2]
+    others = [p for p in trainable.values() if len(shape_of(p)) < 2]
     groups = [
         {"params": params, "weight_decay": decay}
         for params, decay in ((matrices, weight_decay), (others, 0.0))

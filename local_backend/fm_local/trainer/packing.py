@@ -15,9 +15,10 @@ import torch
 from fm.errors import Unsupported
 from fm.lifecycle import EventType
 from fm_local.trainer.attention import DENSE, candidates
-from fm_local.trainer.batching import Indices, MicroBatch, lay_in_row
+from fm_local.trainer.batching import Indices, lay_in_row
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.report import Report
+from fm_local.trainer.sharding import try_backward
 
 _PROBE_TOKENS = 16
 _LEAK = 1e-3
@@ -123,7 +124,9 @@ def why_not_isolated(loss: TokenLoss, device: torch.device) -> str | None:
             alone = logits_of_second([second])
             joined, rejoined = (logits_of_second([np.concatenate([x, second])]) for x in (first, other))
         model.train()
-        _try_backward(loss, lay_in_row([first, second]).to(device))
+        value = loss.logits(lay_in_row([first, second]).to(device)).float().square().mean()
+        # The way to the first trained parameter leads through all layers.
+        try_backward(loss, value, [next(p for p in loss.parameters() if p.requires_grad)])
     finally:
         model.train(was_training)
     leak, influence = _difference(packed, replaced), _difference(joined, rejoined)
@@ -137,9 +140,3 @@ def why_not_isolated(loss: TokenLoss, device: torch.device) -> str | None:
 def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
     """The largest over all tokens, relative to the logits' size."""
     return float(((one - other).norm(dim=-1) / one.norm(dim=-1).clamp_min(1e-12)).max())
-
-
-def _try_backward(loss: TokenLoss, batch: MicroBatch) -> None:
-    """Fails where the training would; leaves no gradient behind."""
-    torch.autograd.backward(loss.logits(batch).float().square().mean())
-    loss.zero_grad(set_to_none=True)

@@ -9,6 +9,7 @@ import torch
 from fm.errors import RequestError
 from fm_local.trainer.batching import MicroBatch
 from fm_local.trainer.loss import TokenLoss
+from fm_local.trainer.sharding import try_backward
 
 
 def refuse_unreached_adapters(
@@ -27,12 +28,11 @@ def refuse_unreached_adapters(
         return
     ids = torch.arange(16, device=device)[None] % loss.language_model.config.get_text_config().vocab_size
     none = torch.zeros(0, dtype=torch.int64, device=device)
-    torch.autograd.backward(loss.logits(MicroBatch(ids, none, none)).float().square().mean())
+    value = loss.logits(MicroBatch(ids, none, none)).float().square().mean()
     reached: dict[str, bool] = {}
-    for name, parameter in adapters.items():
+    for name, has_gradient in zip(adapters, try_backward(loss, value, list(adapters.values())), strict=True):
         kind = name.partition(".lora_")[0].rpartition(".")[2]
-        reached[kind] = reached.get(kind, False) or parameter.grad is not None
-    loss.zero_grad(set_to_none=True)
+        reached[kind] = reached.get(kind, False) or has_gradient
     if dead := sorted(kind for kind, is_reached in reached.items() if not is_reached):
         living = sorted(set(reached) - set(dead))
         raise RequestError(

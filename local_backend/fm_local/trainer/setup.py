@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from fm.errors import Unsupported
 from fm.job import Job
 from fm.layout import Storage
 from fm.lifecycle import EventType
+from fm.request import TrainRequest
 from fm_local.models.tokenizer import chat_template_of, load_tokenizer, stop_token_ids
 from fm_local.prepare.shards import TokenDataset
 from fm_local.trainer import device
-from fm_local.trainer.lanes import Lanes, open_lanes
+from fm_local.trainer.lanes import Lanes, moves_weights, open_lanes
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.methods import Trainee, make_optimizer, prepare_model
 from fm_local.trainer.packing import choose_packing
@@ -25,6 +27,7 @@ from fm_local.trainer.reach import refuse_unreached_adapters
 from fm_local.trainer.report import Report
 from fm_local.trainer.sharding import gathered_outside_layers, shard
 from fm_local.trainer.short_attention import attend_by_products
+from fm_local.trainer.zero import ZeroOptimizer, open_engine, part_weights, shape_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +43,14 @@ class Training:
     loss: TokenLoss
     """Model and loss as one module."""
     model: Any
-    """The same as it is called: wrapped by DDP where there are several processes and the weights aren't sharded."""
+    """The same as it is called: wrapped by DDP, or by DeepSpeed, where several processes hold it so."""
     sharded: bool
-    """Whether each process holds a part of the weights; all then have to compute the same number of pieces."""
+    """Whether each process holds a part of something; all then have to compute the same number of pieces."""
     packed: bool
     """Whether a step's examples are packed into rows; else those of similar length are padded."""
     lanes: Lanes
     """What computes a step's pieces."""
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | ZeroOptimizer
     peak_rate: float
     trained_parameters: int
     same: dict[str, Any]
@@ -60,6 +63,33 @@ def bytes_to_load(job: Job) -> int:
     places = [prepared.get("model_path"), prepared.get("base_path"), job.request.custom_weights_path, *job.resume_from]
     files = (file for place in places if place for file in Path(place).rglob("*.safetensors"))
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _hold(
+    loss: TokenLoss, trainee: Trainee, request: TrainRequest, accelerator: Accelerator
+) -> tuple[Trainee, Any, torch.optim.Optimizer | ZeroOptimizer]:
+    """Lets each process hold what `request.sharding` says. Returns `trainee` with the parameters that are held, what is
+    called instead of `loss`, and the optimiser.
+
+    Raises:
+        MissingExtra: DeepSpeed is not installed.
+        Unsupported: it can't hold this model.
+    """
+    if request.sharding in ("full", "full-offload"):
+        trainee = shard(loss, trainee, accelerator, offload=request.sharding == "full-offload")
+    elif request.sharding == "zero3":
+        if moves_weights(trainee):
+            raise Unsupported(
+                "adapters on this model's experts put weights in the place of others, which DeepSpeed can't follow",
+                field="sharding",
+                hint='use sharding="zero2"',
+            )
+        part_weights(loss, accelerator.device)
+    model = accelerator.prepare_model(loss, evaluation_mode=request.sharding != "none")  # else it would put DDP around
+    optimizer = make_optimizer(request.optimizer, trainee.trainable, request.weight_decay)
+    if request.sharding in ("zero2", "zero3"):
+        return trainee, *open_engine(loss, optimizer, trainee.trainable, stage=int(request.sharding[-1]))
+    return trainee, model, optimizer
 
 
 def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
@@ -84,9 +114,7 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     trainee = prepare_model(job, tokenizer, precision=precision, device=accelerator.device)
     loss = TokenLoss(trainee.language_model, head_apart=False)
-    sharded = request.sharding != "none"
-    if sharded:
-        trainee = shard(loss, trainee, accelerator, offload=request.sharding == "full-offload")
+    trainee, model, optimizer = _hold(loss, trainee, request, accelerator)
     with accelerator.autocast():
         loss.look_at_head()
         with gathered_outside_layers(loss):
@@ -95,9 +123,7 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
             size = data.lengths.mean(), data.lengths.max()
             if not packed and device.prefers_plain_attention(accelerator.device, precision, *size):
                 attend_by_products(loss, accelerator.device)
-    model = accelerator.prepare_model(loss, evaluation_mode=sharded)  # else it would put DDP around
-    optimizer = make_optimizer(request.optimizer, trainee.trainable, request.weight_decay)
-    trained_parameters = sum(parameter.numel() for parameter in trainee.trainable.values())
+    trained_parameters = sum(shape_of(parameter).numel() for parameter in trainee.trainable.values())
     with accelerator.autocast():
         lanes = open_lanes(loss, trainee, accelerator)
     loss.callers = lanes.count
@@ -131,7 +157,7 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
         trainee=trainee,
         loss=loss,
         model=model,
-        sharded=sharded,
+        sharded=request.sharding != "none",
         packed=packed,
         lanes=lanes,
         optimizer=optimizer,

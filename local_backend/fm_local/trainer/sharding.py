@@ -6,7 +6,7 @@ knows where a language model's layers lie only if it is given one, not the modul
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import cast
@@ -28,6 +28,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from fm_local.models.nf4 import keep_scales
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.methods import Trainee
+from fm_local.trainer.zero import ZeroOptimizer, is_parted, unparted
 
 
 def shard(loss: TokenLoss, trainee: Trainee, accelerator: Accelerator, *, offload: bool) -> Trainee:
@@ -83,6 +84,30 @@ def gathered_outside_layers(module: nn.Module) -> Iterator[None]:
         module.reshard()
 
 
+def try_backward(module: nn.Module, value: torch.Tensor, parameters: Sequence[nn.Parameter]) -> list[bool]:
+    """Which of `parameters` have a gradient of `value`, which `module` gave; leaves none behind.
+
+    Not by ``backward()`` where it can be avoided: what then sums gradients over the processes would take them for a
+    step's. The parameters that FSDP2 gathers are others than those it keeps, and have to be filled by it.
+    """
+    if not isinstance(module, FSDPModule):
+        return [part is not None for part in torch.autograd.grad(value, parameters, allow_unused=True)]
+    torch.autograd.backward(value)
+    found = [parameter.grad is not None for parameter in parameters]
+    module.zero_grad(set_to_none=True)
+    return found
+
+
+def clip(
+    optimizer: torch.optim.Optimizer | ZeroOptimizer, trainable: Mapping[str, nn.Parameter], max_norm: float
+) -> torch.Tensor:
+    """Clips the gradient that a step's pieces have left to `max_norm`, and returns its norm before that."""
+    if isinstance(optimizer, ZeroOptimizer):
+        return optimizer.clip(max_norm)
+    norm = torch.nn.utils.clip_grad_norm_(list(trainable.values()), max_norm)
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
 def gather(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """`tensors` with the parted ones whole, in the memory of the first process; the others' are dropped one by one.
 
@@ -94,6 +119,8 @@ def gather(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             # Offloaded parts travel by the device's own network.
             full = cast(DTensor, tensor.detach().to(tensor.device_mesh.device_type)).full_tensor()
             whole[id(tensor)] = full.cpu() if tensor.device_mesh.get_rank() == 0 else full.new_empty(0)
+        elif is_parted(tensor) and id(tensor) not in whole:
+            whole[id(tensor)] = unparted(tensor)
     return {name: whole.get(id(tensor), tensor) for name, tensor in tensors.items()}
 
 

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.distributed.tensor import DTensor
 
 from fm_local.trainer.batching import Indices, MicroBatch, Piece, collate, collate_packed, micro_batches, pieces_of_all
 from fm_local.trainer.failures import is_out_of_memory
 from fm_local.trainer.packing import pack
 from fm_local.trainer.setup import Training
+from fm_local.trainer.sharding import clip
 
 
 class Gradients(NamedTuple):
@@ -104,8 +104,7 @@ class Stepper:
             sums += torch.stack([loss.detach(), right.float()])
             self._beat()
         sums = accelerator.reduce(sums) if world > 1 else sums
-        norm = torch.nn.utils.clip_grad_norm_(list(training.trainee.trainable.values()), max_norm)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = clip(training.optimizer, training.trainee.trainable, max_norm)
         mean, accuracy, size = torch.cat([sums / labels, norm[None].to(sums)]).tolist()
         return Gradients(mean, accuracy, size, [int(index) for piece, counts in pieces if counts for index in piece])
 

@@ -62,7 +62,7 @@ def create(
     process_cpus: int = 1,
     process_gpus: int | None = None,
     process_memory: float | None = None,
-    sharding: Literal["none", "full", "full-offload"] = "none",
+    sharding: Literal["none", "full", "full-offload", "zero2", "zero3"] = "none",
     name: str | None = None,
     tags: Mapping[str, str] | None = None,
     duration: str | Duration | None = None,
@@ -127,7 +127,8 @@ def create(
         process_gpus: GPUs that a cluster reserves for each process. None: one, where it has any.
         process_memory: GiB of memory that a cluster reserves for each process.
         sharding: what each process holds of the model: all of it ("none": DDP), or a part of weights, gradients and
-            optimiser ("full": FSDP2), and that in the machine's memory instead of the GPU's ("full-offload").
+            optimiser ("full": FSDP2), and that in the machine's memory instead of the GPU's ("full-offload"); by
+            DeepSpeed a part of gradients and optimiser ("zero2"), or of weights too ("zero3").
         name: the run's name; need not be unique. None: made from the model's.
         tags: free key-value pairs, kept with the run.
         duration: short for `training_duration`.

@@ -20,7 +20,7 @@ _CHOICES = {
     "optimizer": ("adamw", "adafactor"),
     "lr_scheduler": ("linear", "cosine", "constant"),
     "precision": ("auto", "bf16", "fp32"),
-    "sharding": ("none", "full", "full-offload"),
+    "sharding": ("none", "full", "full-offload", "zero2", "zero3"),
     "packing": ("auto", "true", "false"),
     "train_on": ("last", "all"),
     "register_checkpoint": ("last", "best"),
