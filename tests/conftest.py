@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+# Models of tests are so small that a second thread only waits: for two at work at once, trainings took thrice the
+# processor time. What several threads do is asked where they are the question, in tests/local/test_trainer_lanes.py.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell ignores Ctrl-C for what it starts in the background, and so would every process that a test sends it to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

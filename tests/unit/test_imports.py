@@ -46,3 +46,21 @@ def test_creating_a_run_on_this_machine_loads_no_torch() -> None:
         "fm.create('fm/nano-llama', path, task_type='INSTRUCTION_FINETUNE', method='full')\n"
     )
     assert not loaded_by(code) & {"torch", "transformers", "httpx", "rich", "pandas", "datasets"}
+
+
+def test_nothing_is_searched_for_garbage_while_a_part_is_imported_and_afterwards_it_is_again() -> None:
+    code = (
+        "import gc, fm.heap\n"
+        "with fm.heap.importing():\n"
+        "    assert not gc.isenabled()\n"
+        "    with fm.heap.importing():\n"
+        "        pass\n"
+        "    assert not gc.isenabled()\n"
+        "assert gc.isenabled()\n"
+        "from fm.plugins import load\n"
+        "load('backends', 'local')\n"
+        "assert gc.isenabled() and gc.get_freeze_count() == 0, 'a script keeps its own collector'\n"
+        "fm.heap.keep()\n"
+        "assert gc.get_freeze_count() > 0\n"
+    )
+    assert "fm.backends.local" in loaded_by(code)
