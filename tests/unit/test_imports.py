@@ -64,3 +64,15 @@ def test_nothing_is_searched_for_garbage_while_a_part_is_imported_and_afterwards
         "assert gc.get_freeze_count() > 0\n"
     )
     assert "fm.backends.local" in loaded_by(code)
+
+
+def test_transformers_reads_the_files_of_its_models_once() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import fm_local.models.tokenizer, transformers.models\n"
+        "from transformers.utils.import_utils import create_import_structure_from_path as scan\n"
+        "found = scan.cache_info()\n"
+        "assert found.hits > 100 and found.currsize == found.misses, found\n"
+        "from transformers import LlamaConfig\n"
+    )
+    assert "transformers.models.llama.configuration_llama" in loaded_by(code)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -143,7 +143,9 @@ def _trace(config: Any, step: Step) -> Traced:
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
             add_adapter(model, step.lora, token_ids=[], seed=0)
     model.train()
-    with FakeTensorMode(), GroupedProducts(), _one_document_a_row():  # type: ignore[no-untyped-call]
+    experts = any(p.dim() > 2 for p in model.parameters())  # what is multiplied in groups has three dimensions
+    grouped = GroupedProducts() if experts else nullcontext()  # type: ignore[no-untyped-call]
+    with FakeTensorMode(), grouped, _one_document_a_row():  # type: ignore[no-untyped-call]
         make_fake(model, step.trained_dtype if step.lora else step.dtype)
         for parameter in model.parameters():
             if parameter.requires_grad and not step.gradients_kept:
