@@ -19,6 +19,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST_FIRST = (
+    "local/test_preflight.py", "local/test_trainer_sharding.py", "faults/test_preflight_faults.py",
+    "faults/test_kills.py", "local/test_reference_scripts_for_real.py", "local/test_agents_elsewhere.py",
+    "faults/test_budget.py", "faults/test_server_faults.py", "server/test_openapi.py", "local/test_trainer_resume.py",
+    "local/test_plan_families.py", "faults/test_stall.py", "local/test_prepare_stage.py", "faults/test_large_data.py",
+    "local/test_trainer_ranks.py", "server/test_team.py", "local/test_same_weights.py", "faults/test_no_sockets.py",
+)  # fmt: skip
+"""Modules that take half a minute and more, however few tests they have: begun last, they would be waited for by a
+worker that has nothing left to do. With `--no-loadscope-reorder`."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get("/".join(item.path.parts[-2:]), len(place)))
+
+
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """HOME and FM_HOME are empty folders, and no `FM_*` or `HF_*` setting of the machine reaches the test."""
