@@ -145,7 +145,7 @@ def _trace(config: Any, step: Step) -> Traced:
     model.train()
     experts = any(p.dim() > 2 for p in model.parameters())  # what is multiplied in groups has three dimensions
     grouped = GroupedProducts() if experts else nullcontext()  # type: ignore[no-untyped-call]
-    with FakeTensorMode(), grouped, _one_document_a_row():  # type: ignore[no-untyped-call]
+    with FakeTensorMode(), grouped, _one_document_a_row():
         make_fake(model, step.trained_dtype if step.lora else step.dtype)
         for parameter in model.parameters():
             if parameter.requires_grad and not step.gradients_kept:
