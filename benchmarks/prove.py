@@ -1,6 +1,6 @@
 """The long proofs: kills by the dozen, wall-clock budgets of a minute, gigabytes of data.
 
-    python benchmarks/prove.py                          # all of it: an hour and a half on two cores
+    python benchmarks/prove.py                          # all of it: two hours on two cores
     python benchmarks/prove.py kills --count 20         # one part
 
 Each part's figures go to `benchmarks/proof.json` as soon as it is done; the other parts' stay. The exit code is 1 if a
