@@ -46,8 +46,8 @@ lint: $(STAMP)
 # has a Ray cluster of its own, parts of which are killed.
 test: lint
 	$(BIN)/pytest tests/unit tests/contract -n auto --maxprocesses 4 --dist loadscope
-	$(BIN)/pytest tests --ignore tests/unit --ignore tests/contract --ignore tests/cluster -n auto --maxprocesses 2 --dist loadscope
-	$(BIN)/pytest tests/cluster -n 2 --dist loadfile
+	$(BIN)/pytest tests --ignore tests/unit --ignore tests/contract --ignore tests/cluster -n auto --maxprocesses 2 --dist loadscope --no-loadscope-reorder
+	$(BIN)/pytest tests/cluster -n 2 --dist loadfile --no-loadscope-reorder
 
 # In an environment of their own: what they need must never decide what ftctl runs with.
 peers: $(PEERS)/.installed

@@ -139,7 +139,8 @@ def measure_check(data: Path) -> dict[str, Any]:
 
 
 def measure_stage(model: Path, data: Path, ref: dict[str, Any], root: Path) -> dict[str, float]:
-    """Seconds, seconds of processor time and peak resident memory of the check stage, from its start to its exit."""
+    """Seconds, seconds of processor time and peak resident memory of the check stage, from its start to its exit, and
+    the tokens that it counted."""
     folder = StageFolder(root / "runs" / "run-benchmark" / "check")
     Job(
         stage="check", run_id="run-benchmark", run_name="benchmark", attempt=0,
@@ -151,7 +152,11 @@ def measure_stage(model: Path, data: Path, ref: dict[str, Any], root: Path) -> d
     subprocess.run([sys.executable, "-m", "fm_local.prepare", str(folder.path)], check=True)
     seconds = time.perf_counter() - begin
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {"seconds": seconds, "cpu": used.ru_utime + used.ru_stime, "peak_rss": used.ru_maxrss * 1024}
+    counts = json.loads(folder.events.read_text().splitlines()[-1])["data"]["counts"]
+    return {
+        "seconds": seconds, "cpu": used.ru_utime + used.ru_stime, "peak_rss": used.ru_maxrss * 1024,
+        "tokens": counts["tokens"],
+    }
 
 
 def in_process(part: str, **arguments: str) -> dict[str, Any]:
@@ -160,25 +165,31 @@ def in_process(part: str, **arguments: str) -> dict[str, Any]:
     return dict(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
 
 
-def measure(size: int, folder: Path) -> dict[str, Any]:
+def measure(size: int, folder: Path, *, compare: bool) -> dict[str, Any]:
+    """What is reported; with `compare`, beside the tokenizer alone."""
     data, model, root = folder / "chats.jsonl", folder / "model", folder / "root"
     write_chats(data, size)
     make_model(model, data)
     checked = in_process("check", data=str(data))
-    alone = in_process("tokenizer", model=str(model), data=str(data))
     stage = in_process("stage", model=str(model), data=str(data), ref=json.dumps(checked["ref"]), root=str(root))
-    mega = alone["characters"] / 1e6
-    return {
+    figures = {
         "data_mb": round(data.stat().st_size / 1e6, 1),
         "rows": checked["ref"]["rows"],
-        "tokens": alone["tokens"],
+        "tokens": stage["tokens"],
         "cores": os.cpu_count(),
         "validate_mb_per_s": round(data.stat().st_size / 1e6 / checked["seconds"], 1),
+        "peak_rss_mb": round(stage["peak_rss"] / 1e6),
+    }
+    if not compare:
+        return figures
+    alone = in_process("tokenizer", model=str(model), data=str(data))
+    mega = alone["characters"] / 1e6
+    return figures | {
+        "tokens": alone["tokens"],
         "tokenizer_alone_mb_per_s": round(mega / alone["seconds"], 3),
         "check_stage_mb_per_s": round(mega / stage["seconds"], 3),
         "ratio": round(alone["seconds"] / stage["seconds"], 3),
         "cpu_ratio": round(alone["cpu"] / stage["cpu"], 3),
-        "peak_rss_mb": round(stage["peak_rss"] / 1e6),
     }
 
 
@@ -196,9 +207,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=100, help="size of the data (2000 for the proof)")
     parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
+    parser.add_argument("--stage-only", action="store_true", help="without the tokenizer's own speed beside it")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(options.megabytes * 1_000_000, Path(folder))
+        figures = measure(options.megabytes * 1_000_000, Path(folder), compare=not options.stage_only)
     print(json.dumps(figures, indent=1))
     if options.out:
         options.out.write_text(json.dumps(figures, indent=1) + "\n")

@@ -1,6 +1,6 @@
 """The long proofs: kills by the dozen, wall-clock budgets of a minute, gigabytes of data.
 
-    python benchmarks/prove.py                          # all of it: an hour and a half on two cores
+    python benchmarks/prove.py                          # all of it: two hours on two cores
     python benchmarks/prove.py kills --count 20         # one part
 
 Each part's figures go to `benchmarks/proof.json` as soon as it is done; the other parts' stay. The exit code is 1 if a
@@ -166,6 +166,24 @@ def prove_preflight(folder: Path, count: int) -> dict[str, Any]:
     return figures | {"seconds_most": max(seconds), "holds": not alarms}
 
 
+def prove_verdicts(folder: Path) -> dict[str, Any]:
+    """A rank, target modules and a learning rate that are too small, planted: each gets its verdict within 90 s."""
+    import fm
+    from support.learners import PLANTED, trained_base, word_pairs
+
+    base, data = trained_base(folder / "base"), word_pairs(folder / "pairs.jsonl", 100)
+    figures: dict[str, Any] = {}
+    with local_backend(folder / "home") as backend, fm.backend(backend):
+        for name, (planted, verdict, _) in PLANTED.items():
+            began = time.monotonic()
+            (rung,) = fm.preflight(base, data, task_type="INSTRUCTION_FINETUNE", **planted).rungs
+            seconds = round(time.monotonic() - began, 1)
+            right = rung.verdict == verdict and rung.trials[-1].learnt
+            figures[name] = {"verdict": rung.verdict, "right": right, "seconds": seconds, "trials": len(rung.trials)}
+            print(name, figures[name], flush=True)
+    return figures | {"holds": all(entry["right"] and entry["seconds"] < 90 for entry in figures.values())}
+
+
 def prove_data(folder: Path, megabytes: int) -> dict[str, Any]:
     """A JSONL of `megabytes`: validated and tokenised under 1 GB, at 80 % of the tokenizer's own speed or more."""
     out = folder / "data.json"
@@ -177,7 +195,7 @@ def prove_data(folder: Path, megabytes: int) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = ["kills", "budgets", "watch", "alarms", "preflight", "data"]
+    names = ["kills", "budgets", "watch", "alarms", "preflight", "verdicts", "data"]
     parser.add_argument("parts", nargs="*", choices=[*names, []], help="which parts (default: all)")
     parser.add_argument("--count", type=int, default=20, help="kills of each kind")
     parser.add_argument("--budgets", type=int, default=10, help="runs with a wall-clock budget")
@@ -190,6 +208,7 @@ def main() -> int:
         "watch": lambda folder: prove_watch(folder, options.seeds),
         "alarms": prove_alarms,
         "preflight": lambda folder: prove_preflight(folder, options.seeds),
+        "verdicts": prove_verdicts,
         "data": lambda folder: prove_data(folder, options.megabytes),
     }
     return prove(parts, options.parts)

@@ -12,8 +12,27 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+# Models of tests are so small that a second thread only waits: for two at work at once, trainings took thrice the
+# processor time. What several threads do is asked where they are the question, in tests/local/test_trainer_lanes.py.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell ignores Ctrl-C for what it starts in the background, and so would every process that a test sends it to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+LONGEST_FIRST = (
+    "local/test_preflight.py", "local/test_trainer_sharding.py", "faults/test_preflight_faults.py",
+    "faults/test_kills.py", "local/test_reference_scripts_for_real.py", "local/test_agents_elsewhere.py",
+    "faults/test_budget.py", "faults/test_server_faults.py", "server/test_openapi.py", "local/test_trainer_resume.py",
+    "local/test_plan_families.py", "faults/test_stall.py", "local/test_prepare_stage.py", "faults/test_large_data.py",
+    "local/test_trainer_ranks.py", "server/test_team.py", "local/test_same_weights.py", "faults/test_no_sockets.py",
+    "cluster/test_kills.py", "cluster/test_places.py",
+)  # fmt: skip
+"""Modules that take half a minute and more, however few tests they have: begun last, they would be waited for by a
+worker that has nothing left to do. With `--no-loadscope-reorder`."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get("/".join(item.path.parts[-2:]), len(place)))
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 from fm.backends.base import Backend
 from fm.display import human_bytes
 from fm.errors import DiskFull, MissingExtra, RequestError, Unsupported
+from fm.heap import importing
 from fm.planning import parameters_of, refuse_oversize
 from fm.plugins import find, load, missing_from, require
 from fm.request import TrainRequest
@@ -66,7 +67,9 @@ class ThisMachine:
             load("parts", "admit_to_ray")(prepared.request, allow_oversize=prepared.allow_oversize)
 
     def plan(self, task: PlanTask) -> Plan:
-        return cast("Plan", load("parts", "make_plan")(task))
+        make_plan = load("parts", "make_plan")
+        with importing():  # PEFT, the first time; and what tracing leaves is soon gone
+            return cast("Plan", make_plan(task))
 
 
 def _check_method(request: TrainRequest, model: ModelRef) -> None:

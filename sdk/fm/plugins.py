@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from fm.errors import MissingExtra, RequestError
+from fm.heap import importing
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,8 @@ def load(seam: str, name: str) -> Any:
     plugin, field = find(seam, name), seam.removesuffix("s")
     module, _, attribute = plugin.target.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        with importing():
+            return getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         if not plugin.extra:
             raise

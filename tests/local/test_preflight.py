@@ -15,7 +15,7 @@ import pytest
 
 import fm
 from fm.cli.main import run
-from support.learners import trained_base, word_pairs
+from support.learners import PLANTED, trained_base, word_pairs
 from support.local import processes_of
 
 PAIRS = {"task_type": "INSTRUCTION_FINETUNE"}
@@ -31,15 +31,7 @@ def data(tmp_path: Path) -> Path:
     return word_pairs(tmp_path / "pairs.jsonl", 100)
 
 
-@pytest.mark.parametrize(
-    ("planted", "verdict", "remedy"),
-    [
-        ({"lora": {"rank": 1}}, "rank too small", '"rank": 64'),
-        ({"lora": {"target_modules": ["q_proj"]}}, "target modules too few", "all-linear"),
-        ({"learning_rate": 1e-4}, "learning rate too small", "learning_rate=0.00"),
-    ],
-    ids=["rank", "modules", "learning rate"],
-)
+@pytest.mark.parametrize(("planted", "verdict", "remedy"), PLANTED.values(), ids=PLANTED.keys())
 def test_a_planted_fault_gets_its_verdict(
     base: Path, data: Path, planted: dict[str, Any], verdict: str, remedy: str
 ) -> None:

@@ -15,5 +15,5 @@ from support.scripts import SCRIPTS, run_script
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_for_the_reference_trains_on_this_machine(name: str, tmp_path: Path) -> None:
     folder = tokenizer(model("llama", tmp_path / "model"))
-    with local_backend(tmp_path / "fm", agent="inline") as backend, fm.backend(backend):
+    with local_backend(tmp_path / "fm", FM_AGENT="inline") as backend, fm.backend(backend):
         run_script(name, tmp_path, str(folder))

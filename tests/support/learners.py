@@ -6,12 +6,19 @@ import random
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from support.data import write_jsonl
 from support.models import CHAT_TEMPLATE, EOS, Example, byte_tokenizer, make_job, model, run, tokenizer
 
+PLANTED: dict[str, tuple[dict[str, Any], str, str]] = {
+    "rank": ({"lora": {"rank": 1}}, "rank too small", '"rank": 64'),
+    "modules": ({"lora": {"target_modules": ["q_proj"]}}, "target modules too few", "all-linear"),
+    "learning rate": ({"learning_rate": 1e-4}, "learning rate too small", "learning_rate=0.00"),
+}
+"""Faults of a request for the base below: what is asked for, the preflight's verdict, and what its remedy has in it."""
 _SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprst" for vowel in "aeiou"]
 
 

@@ -16,7 +16,8 @@ from fm.backends.stored import StoreBackend
 @contextmanager
 def local_backend(home: Path, **more: str) -> Iterator[StoreBackend]:
     """The local backend of FM_HOME=`home`. On leaving, agents and trainers that belong to it are killed."""
-    settings = {"FM_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", **more}
+    settings = {"FM_HOME": str(home), "HF_HUB_OFFLINE": "1", **more}
+    settings.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "2"))
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = {"fm": ROOT / "sdk", "fm_local": ROOT / "local_backend", "fm_server": ROOT / "server_stub"}
 
 LAYERS = [
-    {"errors", "deadline", "duration", "names", "clock", "machine", "presets", "layout", "rates"},
+    {"errors", "deadline", "duration", "names", "clock", "machine", "presets", "layout", "rates", "heap"},
     {"lifecycle", "request", "types", "files", "filestore", "objectstore", "uploads", "job"}
     | {"launching", "settings", "plugins"},
     {"store", "data", "backends", "sending"},

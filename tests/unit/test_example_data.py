@@ -19,15 +19,17 @@ import stdlib_data  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("stdlib")
-    stdlib_data.build(out)
-    return out
+def objects() -> list[stdlib_data.Documented]:
+    return stdlib_data.documented_objects()
 
 
 @pytest.fixture(scope="module")
-def objects() -> list[stdlib_data.Documented]:
-    return stdlib_data.documented_objects()
+def data(tmp_path_factory: pytest.TempPathFactory, objects: list[stdlib_data.Documented]) -> Path:
+    out = tmp_path_factory.mktemp("stdlib")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stdlib_data, "documented_objects", lambda: objects)  # to look at them all takes seconds
+        stdlib_data.build(out)
+    return out
 
 
 def rows(path: Path) -> list[Any]:

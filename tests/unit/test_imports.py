@@ -46,3 +46,39 @@ def test_creating_a_run_on_this_machine_loads_no_torch() -> None:
         "fm.create('fm/nano-llama', path, task_type='INSTRUCTION_FINETUNE', method='full')\n"
     )
     assert not loaded_by(code) & {"torch", "transformers", "httpx", "rich", "pandas", "datasets"}
+
+
+def test_nothing_is_searched_for_garbage_while_a_part_is_imported_and_afterwards_it_is_again() -> None:
+    code = (
+        "import gc, fm.heap\n"
+        "with fm.heap.importing():\n"
+        "    assert not gc.isenabled()\n"
+        "    with fm.heap.importing():\n"
+        "        pass\n"
+        "    assert not gc.isenabled()\n"
+        "assert gc.isenabled()\n"
+        "from fm.plugins import load\n"
+        "load('backends', 'local')\n"
+        "assert gc.isenabled() and gc.get_freeze_count() == 0, 'a script keeps its own collector'\n"
+        "fm.heap.keep()\n"
+        "assert gc.get_freeze_count() > 0\n"
+    )
+    assert "fm.backends.local" in loaded_by(code)
+
+
+def test_transformers_reads_the_files_of_its_models_once_and_finds_in_them_what_it_finds_by_itself() -> None:
+    code = (
+        "import importlib, sys; sys.modules['torch'] = None\n"
+        "import fm_local.models.tokenizer, transformers.models\n"
+        "from transformers.utils.import_utils import create_import_structure_from_path as scan\n"
+        "found = scan.cache_info()\n"
+        "assert found.hits > 100 and found.currsize == found.misses, found\n"
+        "from transformers import LlamaConfig\n"
+        "from transformers.utils import import_utils\n"
+        "from fm_local import scanning\n"
+        "changed = import_utils.define_import_structure(transformers.models.__file__)\n"
+        "sys.meta_path.remove(scanning._Finder)\n"
+        "importlib.reload(import_utils)\n"
+        "assert import_utils.define_import_structure(transformers.models.__file__) == changed\n"
+    )
+    assert "transformers.models.llama.configuration_llama" in loaded_by(code)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fm.errors import FMError, Unsupported
+from fm_local.plan.counting import count_parameters
 from fm_local.plan.layers import DecoderLayers, build_meta, make_fake
 from fm_local.plan.watching import GroupedProducts, LiveBytes, Operations, count_saved
 from fm_local.trainer.adapters import add_adapter
@@ -131,7 +132,7 @@ def trace(config: Any, step: Step) -> Traced:
 
 def _trace(config: Any, step: Step) -> Traced:
     model = build_meta(config, step.dtype)
-    counts = _count(model)
+    counts = count_parameters(model)
     layers = DecoderLayers(model)
     kinds = layers.kinds()
     whole = len(layers.all) <= _MOST_DEPTH
@@ -144,7 +145,9 @@ def _trace(config: Any, step: Step) -> Traced:
             add_adapter(model, step.lora, token_ids=[], seed=0)
     fuse_norms(model)
     model.train()
-    with FakeTensorMode(), GroupedProducts(), _one_document_a_row():  # type: ignore[no-untyped-call]
+    experts = any(p.dim() > 2 for p in model.parameters())  # what is multiplied in groups has three dimensions
+    grouped = GroupedProducts() if experts else nullcontext()  # type: ignore[no-untyped-call]
+    with FakeTensorMode(), grouped, _one_document_a_row():
         make_fake(model, step.trained_dtype if step.lora else step.dtype)
         for parameter in model.parameters():
             if parameter.requires_grad and not step.gradients_kept:
@@ -188,24 +191,6 @@ def _measure(model: Any, step: Step, head_apart: bool, loops: bool) -> dict[str,
         return _pass(model, step, head_apart)
     low, high = (_pass(model, replace(step, width=width), head_apart) for width in (_SHORT, 2 * _SHORT))
     return {name: low[name] + (high[name] - low[name]) * (step.width / _SHORT - 1) for name in low}
-
-
-def _count(model: Any) -> dict[str, float]:
-    """What a whole model has, whatever its step does."""
-    head, text = model.get_output_embeddings(), model.config.get_text_config()
-    layers = [sum(p.numel() for p in layer.parameters()) for layer in DecoderLayers(model).all]
-    linear = [m.weight.numel() for m in model.modules() if _is_linear(m) and m is not head]
-    return {
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "linear": sum(linear),
-        "layers": len(layers),
-        "in_layers": sum(layers),
-        "layer": max(layers),
-        "active": _active(model, head, text),
-        "width": text.hidden_size,
-        "vocabulary_size": text.vocab_size,
-        "largest": max(linear),
-    }
 
 
 def _pass(model: Any, step: Step, head_apart: bool) -> dict[str, float]:
@@ -284,20 +269,3 @@ def _batch(step: Step) -> MicroBatch:
 
 def _drop_gradient(parameter: torch.Tensor) -> None:
     parameter.grad = None
-
-
-def _active(model: nn.Module, head: nn.Module | None, config: Any) -> float:
-    """Parameters of matrix products before the head that a token passes."""
-    linear = sum(
-        module.weight.numel()
-        for name, module in model.named_modules()
-        if _is_linear(module) and module is not head and ".experts." not in f"{name}."
-    )
-    experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
-    count = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None) or 1
-    active: float = linear + experts * min(1.0, (getattr(config, "num_experts_per_tok", None) or count) / count)
-    return active
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"  # GPT-2's linear layer

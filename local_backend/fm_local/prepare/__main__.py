@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import signal
 import sys
@@ -20,6 +19,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 from fm.agent import processes  # noqa: E402
 from fm.errors import DataError, DiskFull, FMError, MissingExtra, Unavailable  # noqa: E402
 from fm.files import write_json  # noqa: E402
+from fm.heap import importing, keep  # noqa: E402
 from fm.job import EXIT_DISK_FULL, EXIT_FAILED, EXIT_STOPPED, Job, Reporter  # noqa: E402
 from fm.layout import StageFolder, Storage  # noqa: E402
 from fm.lifecycle import EventType, Fault  # noqa: E402
@@ -56,9 +56,9 @@ def _work(job: Job, folder: StageFolder) -> int:
 
 def _report(job: Job, reporter: Reporter) -> int:
     try:
-        from fm_local.prepare.stage import prepare
-
-        gc.freeze()  # else each collection looks again at all that the imports made
+        with importing():
+            from fm_local.prepare.stage import prepare
+        keep()
         prepared = prepare(job, lambda message, data: reporter.event(EventType.WARNING, message, **data))
     except DiskFull:
         raise
@@ -83,4 +83,6 @@ def _report(job: Job, reporter: Reporter) -> int:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m fm_local.prepare <stage folder>")
-    sys.exit(main(StageFolder(Path(sys.argv[1]))))
+    exit_code = main(StageFolder(Path(sys.argv[1])))
+    keep()
+    sys.exit(exit_code)

@@ -22,6 +22,7 @@ from typing import Any
 from fm.agent.processes import leftover
 from fm.errors import FMError
 from fm.files import write_json
+from fm.heap import importing, keep
 from fm.job import EXIT_DISK_FULL, EXIT_FAILED, EXIT_LOST, EXIT_STOPPED, Job, Reporter
 from fm.layout import RunFolder, StageFolder
 
@@ -53,7 +54,9 @@ def do_job(folder: StageFolder, stop_requested: Callable[[], bool], *, began: da
         return EXIT_STOPPED  # not 0, by which torchrun would let the other ranks wait for this one
     os.environ.update(_QUIET)
     try:
-        from fm_local.trainer.loop import train
+        with importing():
+            from fm_local.trainer.loop import train
+        keep()
 
         job = Job.read(folder)
         job = job.model_copy(update={"started_at": max(began, job.started_at)}) if began else job
@@ -125,4 +128,5 @@ if __name__ == "__main__":
     own_folder = StageFolder(Path(sys.argv[1]).absolute())
     exit_code = main(own_folder)
     note_exit(own_folder, exit_code)
+    keep()
     sys.exit(exit_code)

@@ -2,9 +2,13 @@
 
 import sys
 
-from fm.agent.daemon import main
-from fm.errors import Conflict, FMError
-from fm.settings import Settings
+from fm.heap import importing, keep
+
+with importing():
+    from fm.agent.daemon import main
+    from fm.errors import Conflict, FMError
+    from fm.settings import Settings
+keep()
 
 try:
     main(Settings.read(), forever=False)

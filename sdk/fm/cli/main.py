@@ -13,6 +13,7 @@ import click
 
 import fm
 from fm.errors import FMError
+from fm.heap import keep
 
 INTERRUPTED = 130
 """Exit code at Ctrl-C, as in a shell: 128 and the signal's number."""
@@ -77,7 +78,9 @@ def entry(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # What importing makes lives on; looking through it again and again for garbage takes a tenth of a short command.
     gc.set_threshold(100_000)
-    sys.exit(run(list(sys.argv[1:] if arguments is None else arguments)))
+    code = run(list(sys.argv[1:] if arguments is None else arguments))
+    keep()
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:
