@@ -23,9 +23,14 @@ def test_ctrl_c_leaves_a_whole_run_or_none(seconds: float, tmp_path: Path) -> No
     home = tmp_path / "fm"
     options = ["--task-type", "INSTRUCTION_FINETUNE", "--method", "full", "--follow"]
     command = ["create", "fm/nano-llama", str(data), *options]
-    # The moments count from when the command line is loaded; before that, Python itself would answer.
+    # The moments count from when the command line is loaded and begun; before that, Python itself would answer.
     loaded = tmp_path / "loaded"
-    script = f"from fm.cli.main import entry; open({str(loaded)!r}, 'w').close(); entry()"
+    script = (
+        "from fm.cli import main\n"
+        "run = main.run\n"
+        f"main.run = lambda arguments: [open({str(loaded)!r}, 'w').close(), run(arguments)][1]\n"
+        "main.entry()"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", script, *command],
         env={**os.environ, "FM_HOME": str(home), "FM_AGENT": "off"},

@@ -78,7 +78,10 @@ def entry(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     # What importing makes lives on; looking through it again and again for garbage takes a tenth of a short command.
     gc.set_threshold(100_000)
-    code = run(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        code = run(list(sys.argv[1:] if arguments is None else arguments))
+    except KeyboardInterrupt:  # before `run` was ready for it
+        code = INTERRUPTED
     keep()
     sys.exit(code)
 
