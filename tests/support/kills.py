@@ -65,6 +65,8 @@ class Victim:
         self.home = home
         self.storage = Storage(home)
         self.random = random.Random(seed)
+        self.life = 7.0
+        """Seconds from a training's start to its end; measured by `undisturbed`."""
         data = home / "kills.jsonl"
         rows = [{"prompt": f"what is {n} times {n}?\n", "response": f"it is {n * n}"} for n in range(64)]
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -87,8 +89,11 @@ class Victim:
         return out.strip()
 
     def undisturbed(self) -> dict[str, str]:
-        """Digests of the weights that a run without kills makes."""
-        return self.weights(self.finish(self.create()))
+        """Digests of the weights that a run without kills makes. How long its training lives is noted."""
+        record = self.finish(self.create())
+        assert record.started_at and record.completed_at
+        self.life = (record.completed_at - record.started_at).total_seconds()
+        return self.weights(record)
 
     def finish(self, run_id: str) -> RunRecord:
         """Asks after the run, as any verb does, until it has ended."""
@@ -109,7 +114,7 @@ class Victim:
     def kill_trainer(self, run_id: str) -> bool:
         """Kills the training process at a random moment of its life."""
         identity = self._trainer(run_id)
-        time.sleep(self.random.uniform(0.0, 7.0))
+        time.sleep(self.random.uniform(0.0, self.life))
         return _kill(identity)
 
     def kill_in_save(self, run_id: str) -> bool:
