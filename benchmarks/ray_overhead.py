@@ -4,7 +4,7 @@
 
 - launch: seconds from `fm.create` to the first step, beside those that Ray needs for a job that only says "hi"
 - step: median seconds of a step with two workers on two nodes, beside two processes of one machine; in turns. Steps of
-  128 docstrings take some tenths of a second, so that what the machine does besides does not decide
+  32 docstrings take about a tenth of a second, so that what the machine does besides does not decide
 
 Writes `benchmarks/results/ray_overhead.json`.
 """
@@ -62,8 +62,8 @@ def main() -> None:
             victim = RayVictim(backend, folder, cluster)
             stdlib_data.build(folder / "data")
             victim.request |= {
-                "model": "fm/tiny-llama", "train_data_path": folder / "data" / "pairs.jsonl", "batch_size": 128,
-                "context_length": 256, "training_duration": "20ba", "save_interval": "20ba",
+                "model": "fm/tiny-llama", "train_data_path": folder / "data" / "pairs.jsonl", "batch_size": 32,
+                "context_length": 256, "training_duration": "40ba", "save_interval": "40ba",
             }  # fmt: skip
             for number in range(ROUNDS):
                 trivial.append(trivial_job(cluster, number))
