@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,16 @@ def test_a_merge_that_changes_the_logits_writes_nothing(tmp_path: Path, monkeypa
     with pytest.raises(FMError, match="changed its logits"):
         export(adapter, base, tmp_path / "out", merge=True)
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
+
+
+def test_a_merge_leaves_the_standard_output_to_data(tmp_path: Path) -> None:
+    base = model("llama", tmp_path / "base")
+    places = repr(str(trained(tmp_path, base, method="lora"))), repr(str(base)), repr(str(tmp_path / "out"))
+    code = "from pathlib import Path; from fm_local.models.export import export; export({}, {}, {}, merge=True)"
+    command = [sys.executable, "-c", code.format(*(f"Path({place})" for place in places))]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout == ""
+    assert (tmp_path / "out" / "config.json").exists()
 
 
 def test_an_unmerged_export_names_the_path_of_its_base(tmp_path: Path) -> None:

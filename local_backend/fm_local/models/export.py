@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +71,9 @@ def _merge(adapter_path: Path, base_path: Path | None, out: Path) -> None:
     generation = out / "generation_config.json"
     tuned = generation.read_bytes() if generation.exists() else None
     assert base_path is not None, "load_adapted refuses an adapter without its base"
-    merged.to(saved_dtype_of(base_path)).save_pretrained(out)
+    # With this, DeepSpeed is imported if it is installed, and speaks on the standard output, which is for data.
+    with redirect_stdout(sys.stderr):
+        merged.to(saved_dtype_of(base_path)).save_pretrained(out)
     if tuned is not None:
         # The base's own would not stop at the end of a turn that the adapter was taught.
         generation.write_bytes(tuned)
