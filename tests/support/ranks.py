@@ -1,4 +1,4 @@
-"""Trainings of two processes that talk over gloo. How torchrun starts them is shown in `testtrainer_ranks`."""
+"""Trainings of two processes that talk over gloo. How torchrun starts them is shown in `test_trainer_ranks`."""
 
 from __future__ import annotations
 

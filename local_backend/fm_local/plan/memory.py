@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from fm.plans import Memory
 from fm.request import WHOLE_WEIGHTS, Method, Sharding
 from fm_local.plan.tracing import Traced
+from fm_local.trainer.zero import BUCKET
 
 NF4_BITS = 4.127
 """A parameter's bits in 4-bit NormalFloat with double quantisation (QLoRA, arXiv 2305.14314, section 3): 4, and 8/64 +
 32/(64·256) for the scales of blocks of 64 and the scales of those."""
 GATHERED_LAYERS = 2
 """Layers that are whole at a time when they are sharded: the one computed and the one fetched meanwhile."""
-
-ZERO_BUCKET = 128 << 20
-"""Bytes in which DeepSpeed sums gradients over the processes (`trainer/zero.py`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ def memory_of(
                 # Computing copies are what was gathered, and go with it.
                 activations -= min(activations, traced.casts_kept)
     if zero:
-        gathered += ZERO_BUCKET
+        gathered += 4 * BUCKET  # in which DeepSpeed sums gradients, as fp32
     dequantised = traced.largest * numbers.compute if method == "qlora" else 0.0
 
     # Sharded, no device holds all that the trace shows: copies and gradients of weights are shared out.

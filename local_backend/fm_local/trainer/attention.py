@@ -5,6 +5,7 @@ flash-attn is a package that has to be compiled and is seldom there; torch has b
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,15 @@ def candidates(device: torch.device, present: str) -> list[str]:
         return [present]
     flash = ["flash_attention_2"] if is_flash_attn_2_available() else []
     return list(dict.fromkeys([*flash, VARLEN, "flex_attention", present]))
+
+
+def refuse_more(
+    names: Sequence[str], asked: Mapping[str, Any], dropout: float, attention_mask: torch.Tensor | None
+) -> None:
+    """Raises ValueError if a model asks of its attention one of `names`, dropout or a mask, of which it does none."""
+    found = [name for name in names if asked.get(name) is not None]
+    if dropout or found or attention_mask is not None:
+        raise ValueError(f"no {', '.join(found) or ('dropout' if dropout else 'mask')} in attention of this kind")
 
 
 def varlen_attention(
@@ -55,9 +65,7 @@ def varlen_attention(
     Raises:
         ValueError: the model asks of its attention what the kernel can't do.
     """
-    asked = [name for name in ("softcap", "s_aux", "position_bias") if more.get(name) is not None]
-    if dropout or asked or attention_mask is not None:
-        raise ValueError(f"no {', '.join(asked) or ('dropout' if dropout else 'mask')} in attention of this kind")
+    refuse_more(("softcap", "s_aux", "position_bias"), more, dropout, attention_mask)
     rows, heads, length, _ = query.shape
     if key.shape[2] != length:
         # One token at a time, behind a cache.

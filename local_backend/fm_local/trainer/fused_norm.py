@@ -20,12 +20,12 @@ _PROBE_ROWS = 3
 def fuse_norms(model: nn.Module) -> None:
     """Makes those norms of `model` compute so that give the same this way. Which ones do is found by trying: families
     differ in what they scale by and in when they round, and a few put other things under the same name."""
-    alike: dict[tuple[type[nn.Module], bool], bool] = {}
+    alike: dict[type[nn.Module], bool] = {}
     for module in model.modules():
         scale, epsilon = getattr(module, "weight", None), _epsilon_of(module)
         if epsilon is None or not isinstance(scale, torch.Tensor) or scale.dim() != 1 or len(list(module.children())):
             continue
-        kind = type(module), scale.requires_grad
+        kind = type(module)
         if kind not in alike:
             alike[kind] = _gives_the_same(module, epsilon)
         if alike[kind]:

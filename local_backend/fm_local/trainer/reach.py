@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from fm.errors import RequestError
-from fm_local.trainer.batching import MicroBatch
+from fm_local.trainer.batching import unlabelled
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.sharding import try_backward
 
@@ -27,8 +27,7 @@ def refuse_unreached_adapters(
     if not adapters:
         return
     ids = torch.arange(16, device=device)[None] % loss.language_model.config.get_text_config().vocab_size
-    none = torch.zeros(0, dtype=torch.int64, device=device)
-    value = loss.logits(MicroBatch(ids, none, none)).float().square().mean()
+    value = loss.logits(unlabelled(ids)).float().square().mean()
     reached: dict[str, bool] = {}
     for name, has_gradient in zip(adapters, try_backward(loss, value, list(adapters.values())), strict=True):
         kind = name.partition(".lora_")[0].rpartition(".")[2]

@@ -15,6 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import flash_attention_mask
 
+from fm_local.trainer.attention import refuse_more
 from fm_local.trainer.batching import unlabelled
 from fm_local.trainer.loss import TokenLoss
 
@@ -72,9 +73,7 @@ def short_attention(
     Raises:
         ValueError: the model asks of its attention what is not done here.
     """
-    asked = [name for name in ("softcap", "s_aux", "position_bias", "cu_seq_lens_q") if more.get(name) is not None]
-    if dropout or asked or attention_mask is not None:
-        raise ValueError(f"no {', '.join(asked) or ('dropout' if dropout else 'mask')} in attention of this kind")
+    refuse_more(("softcap", "s_aux", "position_bias", "cu_seq_lens_q"), more, dropout, attention_mask)
     if key.shape[2] != query.shape[2]:
         # One token at a time, behind a cache.
         return sdpa_attention_forward(module, query, key, value, None, scaling=scaling)  # type: ignore[no-any-return]

@@ -20,7 +20,7 @@ from fm_local.models.nf4 import keep_scales
 from fm_local.trainer.batching import lay_in_row
 from fm_local.trainer.loss import TokenLoss
 
-_BUCKET = 1 << 25
+BUCKET = 1 << 25
 """Numbers that are summed or gathered at once: 128 MiB in fp32."""
 KEPT_WHOLE = 100_000
 """Numbers of a weight that every process keeps whole all the same: to gather it would take more time than it saves
@@ -102,8 +102,8 @@ def _settings(stage: int) -> dict[str, Any]:
         "zero_optimization": {
             "stage": stage,
             "overlap_comm": False,
-            "reduce_bucket_size": _BUCKET,
-            "allgather_bucket_size": _BUCKET,
+            "reduce_bucket_size": BUCKET,
+            "allgather_bucket_size": BUCKET,
             # What is fetched ahead may still be on its way when weights are gathered for a checkpoint.
             "stage3_prefetch_bucket_size": 0,
             "stage3_param_persistence_threshold": KEPT_WHOLE,
