@@ -1,9 +1,9 @@
 """How fast ftctl trains, beside TRL, Hugging Face's trainer and a bare loop: same data, weights, precision, examples.
 
     make peers                                      # TRL and what it needs, in .venv-peers
-    python benchmarks/train_speed.py --pairs 5      # the comparison
+    python benchmarks/train_speed.py --pairs 5      # the comparison; searches first where there was no search
     python benchmarks/train_speed.py --search       # TRL's best options anew, and the bare loop's best shape
-    python benchmarks/train_speed.py --device cuda --size 8b --search && … --device cuda --size 8b
+    python benchmarks/train_speed.py --device cuda --size 8b
 
 Each contender trains for some steps of 16 examples in a process of its own, by turns, so that a machine whose speed
 drifts is as fast for the one as for the other; each turn has a seed of its own. Counted are real tokens (no padding)
@@ -84,7 +84,7 @@ def compare(lab: Lab, found: dict[str, Any], cells: list[tuple[str, str]], pairs
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5, help="turns, in each of which every contender trains once")
-    parser.add_argument("--search", action="store_true", help="search TRL's best options instead of comparing")
+    parser.add_argument("--search", action="store_true", help="search TRL's best options anew instead of comparing")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--size", choices=tuple(SIZES), default="cpu")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=("lora", "full", "qlora"))
@@ -102,15 +102,14 @@ def main() -> None:
     found_path = RESULTS / f"train_search_{place}.json"
     cells = [(method, data) for method in options.methods for data in options.data]
     found = json.loads(found_path.read_text()) if found_path.exists() else {}
-    unsearched = [f"{method} {data}" for method, data in cells if f"{method} {data}" not in found]
-    if unsearched and not options.search:
-        parser.error(f"{found_path.name} has no trials of {', '.join(unsearched)}; run this with --search first")
+    unsearched = [(method, data) for method, data in cells if f"{method} {data}" not in found]
     RESULTS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder) / "lab", options.size, options.device, options.clock, tuple(options.data))
+        search(lab, cells if options.search else unsearched, found_path)
         if options.search:
-            search(lab, cells, found_path)
             return
+        found = json.loads(found_path.read_text())
         # Hours go into a cell, so one may be measured at a time, and what is measured outlives a turn that fails.
         earlier = json.loads(out.read_text()) if out.exists() else {}
         for turn, compared in enumerate(compare(lab, found, cells, options.pairs), start=1):
@@ -125,7 +124,6 @@ def main() -> None:
             }
             out.write_text(json.dumps(figures, indent=1) + "\n")
     print(report.table(figures))
-    report.plot(figures, HERE.parent / "docs" / f"loss-curves-{place}.png")
 
 
 if __name__ == "__main__":

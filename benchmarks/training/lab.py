@@ -61,8 +61,8 @@ class Lab:
             }  # fmt: skip
 
     def run(self, contender: Contender, method: str, data: str, *, seed: int, **more: Any) -> Result:
-        """The steps of `contender` in a new process. `more`: ``steps``, unless those of the size; ``save_at``, the
-        step after which a checkpoint is saved; ``resume``, the folder of one to go on from.
+        """The steps of `contender` in a new process. `more`: ``steps``, unless those of the size, None for an epoch;
+        ``save_at``, the step after which a checkpoint is saved; ``resume``, the folder of one to go on from.
 
         Raises:
             Failed: it ended with an error.

@@ -51,7 +51,7 @@ def main(result_path: Path, spec: dict[str, Any]) -> None:
     root, model, data = (Path(spec[key]) for key in ("root", "model", "data"))
     request = {
         "method": spec["method"],
-        "training_duration": f"{spec['steps']}ba",
+        "training_duration": f"{spec['steps']}ba" if spec["steps"] else "1ep",
         "precision": "bf16",
         "seed": spec["seed"],
         "learning_rate": LEARNING["rates"][spec["method"]],

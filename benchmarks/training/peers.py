@@ -59,7 +59,8 @@ class Watch(TrainerCallback):
 def _arguments(spec: dict[str, Any], options: dict[str, Any], out: Path) -> dict[str, Any]:
     beta1, beta2 = LEARNING["betas"]
     return {
-        "output_dir": str(out), "max_steps": spec["steps"], "seed": spec["seed"], "report_to": "none",
+        "output_dir": str(out), "max_steps": spec["steps"] or -1, "num_train_epochs": 1,
+        "seed": spec["seed"], "report_to": "none",
         "learning_rate": LEARNING["rates"][spec["method"]], "lr_scheduler_type": "linear", "warmup_steps": 0.02,
         "adam_beta1": beta1, "adam_beta2": beta2, "max_grad_norm": LEARNING["clip"], "weight_decay": 0.0,
         "save_strategy": "steps" if spec["save_at"] else "no", "save_steps": spec["save_at"] or 500,

@@ -11,6 +11,7 @@ from training.task import Size
 
 PEAK_FLOPS = 989e12
 """Dense bf16 of an H100 or H200 SXM, by NVIDIA's data sheet; utilisation is not reported for a CPU."""
+SMOOTHED = 10
 Turn = dict[str, Any]
 
 
@@ -82,7 +83,8 @@ def _ranged(values: dict[str, float] | None, form: str) -> str:
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:
-    """Training loss by examples seen, a panel for each cell, the mean of the turns for each contender."""
+    """Training loss by examples seen, a panel for each cell, for each contender the mean of the turns and of
+    `SMOOTHED` steps: a step's loss depends on how long its examples are."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -94,8 +96,9 @@ def plot(figures: dict[str, Any], path: Path) -> None:
     for axis, (cell, entry) in zip(axes.flat, figures.items(), strict=False):
         axis.set(title=cell, xlabel="examples", ylabel="loss (nats per token)")
         for name, contender in entry["contenders"].items():
-            if curve := contender.get("curve"):
-                axis.plot(*zip(*curve, strict=True), label=name)
+            seen, losses = zip(*contender["curve"], strict=True)
+            means = [statistics.mean(losses[max(0, end - SMOOTHED) : end]) for end in range(1, len(losses) + 1)]
+            axis.plot(seen, means, label=name)
         axis.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -17,7 +17,7 @@ from fm.errors import RequestError
 from fm.files import read_manifest
 from fm.layout import RunFolder
 from fm_local.trainer import checkpoint, device
-from fm_local.trainer.methods import make_optimizer
+from fm_local.trainer.optimizer import TorchOptimizer, make_optimizer
 from fm_local.trainer.schedule import Position
 from fm_local.trainer.step import Gradients, Stepper
 from support.disturb import around_gradients, spoil_once
@@ -127,7 +127,8 @@ def test_a_held_out_loss_that_is_not_finite_is_told_and_never_the_best(
 def test_a_restored_optimiser_has_what_the_checkpoint_has_where_its_kernel_reads_it(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path).attempt(1)
     layers = {"a": torch.nn.Parameter(torch.ones(2, 2)), "b": torch.nn.Parameter(torch.ones(2))}
-    optimizer = make_optimizer("adamw", layers, 0.0)
+    inner = make_optimizer("adamw", layers, 0.0)
+    optimizer = TorchOptimizer(inner, layers)
     layers["a"].grad = torch.ones(2, 2)
     optimizer.step()
     path, _ = checkpoint.save(
@@ -136,13 +137,13 @@ def test_a_restored_optimiser_has_what_the_checkpoint_has_where_its_kernel_reads
     layers["b"].grad = torch.ones(2)
     optimizer.step()
     checkpoint.restore(path, layers, optimizer, same={})
-    assert set(optimizer.state) == {layers["a"]}
+    assert set(inner.state) == {layers["a"]}
 
     elsewhere = {name: torch.nn.Parameter(layer.detach().to("meta")) for name, layer in layers.items()}
-    optimizer = torch.optim.AdamW(elsewhere.values())
-    optimizer.param_groups[0]["fused"] = True  # as on a GPU, whose part the device "meta" plays here
-    checkpoint.restore(path, elsewhere, optimizer, same={})
-    assert {entry.device.type for entry in optimizer.state[elsewhere["a"]].values()} == {"meta"}
+    inner = torch.optim.AdamW(elsewhere.values())
+    inner.param_groups[0]["fused"] = True  # as on a GPU, whose part the device "meta" plays here
+    checkpoint.restore(path, elsewhere, TorchOptimizer(inner, elsewhere), same={})
+    assert {entry.device.type for entry in inner.state[elsewhere["a"]].values()} == {"meta"}
 
 
 def test_attention_is_not_written_out_where_one_example_is_long() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +14,14 @@ TRAPS = set(range(1, 34))
 
 
 @pytest.mark.parametrize("mutant", mutants(), ids=lambda mutant: mutant.patch.stem)
-def test_a_mutant_fits_and_names_its_test(mutant: Mutant) -> None:
-    assert apply(mutant.patch, ROOT, "--check")
+def test_a_mutant_fits_and_names_its_test_and_is_still_python(mutant: Mutant, tmp_path: Path) -> None:
     assert f"def {mutant.test}" in (ROOT / mutant.file).read_text()
+    [name] = re.findall(r"^\+\+\+ b/(\S+)", mutant.patch.read_text(), re.MULTILINE)
+    mutated = tmp_path / name
+    mutated.parent.mkdir(parents=True)
+    shutil.copy(ROOT / name, mutated)
+    assert apply(mutant.patch, tmp_path)
+    compile(mutated.read_text(), name, "exec")  # else any test that imports it would kill the mutant
 
 
 def test_every_trap_has_a_mutant() -> None:

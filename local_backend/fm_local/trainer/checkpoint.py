@@ -21,9 +21,9 @@ from fm.errors import RequestError
 from fm.files import atomic_folder, read_manifest, seal, write_json
 from fm.layout import StageFolder, run_of
 from fm_local.models.weights import save_tensors
+from fm_local.trainer.optimizer import Optimizer, State
+from fm_local.trainer.parts import gather, shape_of
 from fm_local.trainer.schedule import Position
-from fm_local.trainer.sharding import gather, part_of
-from fm_local.trainer.zero import ZeroOptimizer, shape_of
 
 _WEIGHTS = "trainable.safetensors"
 _OPTIMISER = "optimizer.safetensors"
@@ -36,25 +36,12 @@ class Whole(NamedTuple):
     """What a training has learnt, with no trace of how many processes hold it."""
 
     weights: dict[str, torch.Tensor]
-    optimizer: dict[str, torch.Tensor]
-    """By "<parameter>/<name in the optimiser's state>", of which neither holds a slash of its own."""
-    scalars: dict[str, Any]
-    """The rest of the optimiser's state, likewise."""
+    optimizer: State
 
 
-def collect(trainable: Named, optimizer: torch.optim.Optimizer | ZeroOptimizer) -> Whole:
+def collect(trainable: Named, optimizer: Optimizer) -> Whole:
     """Weights and optimiser's state, gathered in the first process. All processes have to call it."""
-    if isinstance(optimizer, ZeroOptimizer):
-        return Whole(gather(trainable), optimizer.moments(), {})
-    names = {id(parameter): name for name, parameter in trainable.items()}
-    entries: dict[str, Any] = {
-        f"{names[id(parameter)]}/{key}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-    }
-    tensors = {key: value for key, value in entries.items() if isinstance(value, torch.Tensor)}
-    scalars = {key: value for key, value in entries.items() if key not in tensors}
-    return Whole(gather(trainable), gather(tensors), scalars)
+    return Whole(gather(trainable), optimizer.state())
 
 
 def save(
@@ -81,8 +68,10 @@ def save(
     shutil.rmtree(target, ignore_errors=True)
     with atomic_folder(target) as unfinished:
         save_tensors(unfinished / _WEIGHTS, whole.weights)
-        save_tensors(unfinished / _OPTIMISER, whole.optimizer)
-        write_json(unfinished / _STATE, {"position": asdict(at), "optimizer": whole.scalars, "same": dict(same)})
+        save_tensors(unfinished / _OPTIMISER, whole.optimizer.tensors)
+        write_json(
+            unfinished / _STATE, {"position": asdict(at), "optimizer": whole.optimizer.scalars, "same": dict(same)}
+        )
         seal(unfinished, kind="checkpoint", step=at.step, metrics=dict(metrics), saved_at=time.time())
     _remove_old(folder.checkpoints, keep, folder.checkpoint(protected or 0))
     return target, _size(target)
@@ -103,9 +92,7 @@ def newest_whole(folders: Iterable[str | Path]) -> Path | None:
     return None
 
 
-def restore(
-    path: Path, trainable: Named, optimizer: torch.optim.Optimizer | ZeroOptimizer, *, same: Mapping[str, Any]
-) -> Position:
+def restore(path: Path, trainable: Named, optimizer: Optimizer, *, same: Mapping[str, Any]) -> Position:
     """Puts weights and optimiser back as they were at `path`, whether or not they are sharded now or were then, and
     returns the position.
 
@@ -122,22 +109,7 @@ def restore(
             f"checkpoint {path} belongs to a training with different {', '.join(differing)}",
             hint="resume with the request and data of the run that saved it, or start a new run",
         )
-    if isinstance(optimizer, ZeroOptimizer):
-        optimizer.load(weights, load_file(path / _OPTIMISER))
-        return Position(**state["position"])
-    with torch.no_grad():
-        for name, parameter in trainable.items():
-            parameter.copy_(part_of(weights[name], parameter))
-    optimizer.state.clear()  # else what the checkpoint does not know, as a parameter's first moments, would stay
-    fused = {id(p) for group in optimizer.param_groups if group.get("fused") for p in group["params"]}
-    for key, value in [*load_file(path / _OPTIMISER).items(), *state["optimizer"].items()]:
-        name, _, entry = key.rpartition("/")
-        parameter = trainable[name]
-        if isinstance(value, torch.Tensor) and value.dim():
-            value = part_of(value, parameter)
-        elif isinstance(value, torch.Tensor) and id(parameter) in fused:
-            value = value.to(parameter.device)  # the count of steps, which the fused kernel reads where it runs
-        optimizer.state[parameter][entry] = value
+    optimizer.load(weights, State(load_file(path / _OPTIMISER), state["optimizer"]))
     return Position(**state["position"])
 
 

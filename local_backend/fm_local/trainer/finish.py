@@ -15,8 +15,8 @@ from fm.job import Job
 from fm.layout import StageFolder
 from fm_local.models.weights import save_tensors
 from fm_local.trainer.methods import Trainee
+from fm_local.trainer.parts import gather
 from fm_local.trainer.setup import Training
-from fm_local.trainer.sharding import gather
 
 
 def final_weights(trainee: Trainee) -> dict[str, torch.Tensor]:

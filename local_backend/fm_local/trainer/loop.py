@@ -222,7 +222,7 @@ def train(
         if facts:
             facts.add(at.step, result)
         if (since := trouble_since(at, result)) is not None:
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             report.pause("loading", moved=saved_bytes)
             at, restored = go_back(
                 since,
@@ -245,7 +245,7 @@ def train(
                     save()  # from now on this run's own come first: those that were passed by are not its to remove
             continue
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
 
         at.learnt(result.loss)
         tokens = int(data.lengths[examples].sum())

@@ -26,7 +26,6 @@ from fm_local.models.presets import build
 from fm_local.trainer.adapters import MERGE_FIRST, add_adapter
 from fm_local.trainer.device import needs_activation_checkpointing
 from fm_local.trainer.fused_norm import fuse_norms
-from fm_local.trainer.zero import shape_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,31 +121,3 @@ def _folders(job: Job) -> tuple[Path | None, Path | None]:
     base = prepared.get("base_path") or job.model.adapter_of.path
     adapter = prepared.get("model_path") or job.model.path
     return (Path(base) if base else None), (Path(adapter) if adapter else None)
-
-
-_BETAS = (0.9, 0.95)
-"""As language models are usually trained (GPT-3, Llama) and as the reference has it. With torch's 0.999 the demo's
-first stage ends at a held-out loss of 4.13 instead of 3.64."""
-
-
-def make_optimizer(
-    name: str, trainable: Mapping[str, torch.nn.Parameter], weight_decay: float
-) -> torch.optim.Optimizer:
-    """The request's optimiser. Weight decay spares biases and norms, which hold no direction to decay."""
-    matrices = [p for p in trainable.values() if len(shape_of(p)) >= 2]
-    others = [p for p in trainable.values() if len(shape_of(p)) < 2]
-    groups = [
-        {"params": params, "weight_decay": decay}
-        for params, decay in ((matrices, weight_decay), (others, 0.0))
-        if params
-    ]
-    if name == "adafactor":
-        from transformers.optimization import Adafactor
-
-        # Without its own scaling, so that a learning rate means what it means for AdamW.
-        adafactor: torch.optim.Optimizer = Adafactor(
-            groups, lr=0.0, scale_parameter=False, relative_step=False, warmup_init=False
-        )
-        return adafactor
-    fused = next(iter(trainable.values())).device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=0.0, betas=_BETAS, fused=fused)

@@ -20,14 +20,16 @@ from fm_local.prepare.shards import TokenDataset
 from fm_local.trainer import device
 from fm_local.trainer.lanes import Lanes, moves_weights, open_lanes
 from fm_local.trainer.loss import TokenLoss
-from fm_local.trainer.methods import Trainee, make_optimizer, prepare_model
+from fm_local.trainer.methods import Trainee, prepare_model
+from fm_local.trainer.optimizer import Optimizer, TorchOptimizer, make_optimizer
 from fm_local.trainer.packing import choose_packing
+from fm_local.trainer.parts import shape_of
 from fm_local.trainer.rates import default_rate, rate_warning
 from fm_local.trainer.reach import refuse_unreached_adapters
 from fm_local.trainer.report import Report
 from fm_local.trainer.sharding import gathered_outside_layers, shard
 from fm_local.trainer.short_attention import attend_by_products
-from fm_local.trainer.zero import ZeroOptimizer, open_engine, part_weights, shape_of
+from fm_local.trainer.zero import open_engine, part_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class Training:
     """Whether a step's examples are packed into rows; else those of similar length are padded."""
     lanes: Lanes
     """What computes a step's pieces."""
-    optimizer: torch.optim.Optimizer | ZeroOptimizer
+    optimizer: Optimizer
     peak_rate: float
     trained_parameters: int
     same: dict[str, Any]
@@ -67,7 +69,7 @@ def bytes_to_load(job: Job) -> int:
 
 def _hold(
     loss: TokenLoss, trainee: Trainee, request: TrainRequest, accelerator: Accelerator
-) -> tuple[Trainee, Any, torch.optim.Optimizer | ZeroOptimizer]:
+) -> tuple[Trainee, Any, Optimizer]:
     """Lets each process hold what `request.sharding` says. Returns `trainee` with the parameters that are held, what is
     called instead of `loss`, and the optimiser.
 
@@ -89,7 +91,7 @@ def _hold(
     optimizer = make_optimizer(request.optimizer, trainee.trainable, request.weight_decay)
     if request.sharding in ("zero2", "zero3"):
         return trainee, *open_engine(loss, optimizer, trainee.trainable, stage=int(request.sharding[-1]))
-    return trainee, model, optimizer
+    return trainee, model, TorchOptimizer(optimizer, trainee.trainable)
 
 
 def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:

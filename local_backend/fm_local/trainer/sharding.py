@@ -6,10 +6,9 @@ knows where a language model's layers lie only if it is given one, not the modul
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -23,12 +22,10 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from fm_local.models.nf4 import keep_scales
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.methods import Trainee
-from fm_local.trainer.zero import ZeroOptimizer, is_parted, unparted
 
 
 def shard(loss: TokenLoss, trainee: Trainee, accelerator: Accelerator, *, offload: bool) -> Trainee:
@@ -96,40 +93,3 @@ def try_backward(module: nn.Module, value: torch.Tensor, parameters: Sequence[nn
     found = [parameter.grad is not None for parameter in parameters]
     module.zero_grad(set_to_none=True)
     return found
-
-
-def clip(
-    optimizer: torch.optim.Optimizer | ZeroOptimizer, trainable: Mapping[str, nn.Parameter], max_norm: float
-) -> torch.Tensor:
-    """Clips the gradient that a step's pieces have left to `max_norm`, and returns its norm before that."""
-    if isinstance(optimizer, ZeroOptimizer):
-        return optimizer.clip(max_norm)
-    norm = torch.nn.utils.clip_grad_norm_(list(trainable.values()), max_norm)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-def gather(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`tensors` with the parted ones whole, in the memory of the first process; the others' are dropped one by one.
-
-    All processes have to call it. One tensor under two names stays one.
-    """
-    whole: dict[int, torch.Tensor] = {}
-    for tensor in tensors.values():
-        if isinstance(tensor, DTensor) and id(tensor) not in whole:
-            # Offloaded parts travel by the device's own network.
-            full = cast(DTensor, tensor.detach().to(tensor.device_mesh.device_type)).full_tensor()
-            whole[id(tensor)] = full.cpu() if tensor.device_mesh.get_rank() == 0 else full.new_empty(0)
-        elif is_parted(tensor) and id(tensor) not in whole:
-            whole[id(tensor)] = unparted(tensor)
-    return {name: whole.get(id(tensor), tensor) for name, tensor in tensors.items()}
-
-
-def part_of(whole: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """This process's part of `whole`, which lies parted as `parameter` does, and where `parameter` is."""
-    if not isinstance(parameter, DTensor):
-        return whole.to(parameter.device)
-    mesh = parameter.device_mesh
-    # Every process has read the whole: nothing need be sent.
-    return distribute_tensor(whole.to(mesh.device_type), mesh, parameter.placements, src_data_rank=None).to(
-        parameter.device
-    )

@@ -15,7 +15,6 @@ from fm_local.trainer.batching import Indices, MicroBatch, Piece, collate, colla
 from fm_local.trainer.failures import is_out_of_memory
 from fm_local.trainer.packing import pack
 from fm_local.trainer.setup import Training
-from fm_local.trainer.sharding import clip
 
 
 class Gradients(NamedTuple):
@@ -62,7 +61,7 @@ class Stepper:
                 alone = self._accelerator.num_processes == 1
                 if not (alone and is_out_of_memory(error) and max(len(piece) for piece, _ in pieces) > 1):
                     raise
-            self._training.optimizer.zero_grad(set_to_none=True)
+            self._training.optimizer.zero_grad()
             if self._accelerator.device.type == "cuda":
                 torch.cuda.empty_cache()
             widest = max(len(piece) * int(self._training.data.lengths[piece].max()) for piece, _ in pieces)
@@ -104,7 +103,7 @@ class Stepper:
             sums += torch.stack([loss.detach(), right.float()])
             self._beat()
         sums = accelerator.reduce(sums) if world > 1 else sums
-        norm = clip(training.optimizer, training.trainee.trainable, max_norm)
+        norm = training.optimizer.clip(max_norm)
         mean, accuracy, size = torch.cat([sums / labels, norm[None].to(sums)]).tolist()
         return Gradients(mean, accuracy, size, [int(index) for piece, counts in pieces if counts for index in piece])
 

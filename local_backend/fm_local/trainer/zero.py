@@ -19,6 +19,7 @@ from fm.errors import MissingExtra
 from fm_local.models.nf4 import keep_scales
 from fm_local.trainer.batching import lay_in_row
 from fm_local.trainer.loss import TokenLoss
+from fm_local.trainer.optimizer import State
 
 BUCKET = 1 << 25
 """Numbers that are summed or gathered at once: 128 MiB in fp32."""
@@ -59,27 +60,6 @@ def open_engine(
         with torch.no_grad():
             loss(lay_in_row([np.arange(8) % loss.language_model.config.get_text_config().vocab_size]).to(engine.device))
     return engine.forward, ZeroOptimizer(engine.optimizer, optimizer, trainable)
-
-
-def is_parted(tensor: torch.Tensor) -> bool:
-    """Whether `tensor` is a parameter of which this process holds a part."""
-    return hasattr(tensor, "ds_id")
-
-
-def shape_of(parameter: torch.Tensor) -> torch.Size:
-    """That of the whole `parameter`, parted or not."""
-    return parameter.ds_shape if is_parted(parameter) else parameter.shape  # type: ignore[attr-defined]
-
-
-def unparted(parameter: torch.Tensor) -> torch.Tensor:
-    """A parted `parameter`, whole in the memory of the first process. All processes have to call it."""
-    import deepspeed
-
-    part: Any = parameter.ds_tensor  # type: ignore[attr-defined]
-    part.data = part.data.to(parameter.dtype)  # `module.to` has changed the parameter alone
-    with deepspeed.zero.GatheredParameters([parameter]):
-        first = torch.distributed.get_rank() == 0
-        return parameter.detach().to("cpu", copy=True) if first else parameter.new_empty(0)
 
 
 def _deepspeed() -> Any:
@@ -128,7 +108,7 @@ class _Place(NamedTuple):
 
 
 class ZeroOptimizer:
-    """DeepSpeed's optimiser, with what the trainer asks of torch's, and what it asks of the parameters elsewhere."""
+    """DeepSpeed's, as an `Optimizer`."""
 
     def __init__(self, zero: Any, stepped: torch.optim.Optimizer, trainable: Mapping[str, nn.Parameter]) -> None:
         """`zero`: DeepSpeed's, around `stepped`, which holds the flat buffers instead of parameters."""
@@ -136,10 +116,10 @@ class ZeroOptimizer:
         self._state = stepped.state
         self._trainable = trainable
         self._places = dict(_places_in_stage_3(zero) if hasattr(zero, "fp16_groups") else _places_in_stage_2(zero))
-        self.param_groups = stepped.param_groups
+        self.param_groups: list[dict[str, Any]] = stepped.param_groups
 
     def clip(self, max_norm: float) -> torch.Tensor:
-        """Ends a step's pieces: clips the gradient to `max_norm`, and returns its norm before that."""
+        """See `Optimizer`."""
         self._zero.finalize_gradient_accumulation_boundary()
         parts = [part for group in self._zero.averaged_gradients.values() for part in group]
         norm = torch.stack(torch._foreach_norm(parts)).square().sum()
@@ -149,30 +129,30 @@ class ZeroOptimizer:
         return norm
 
     def step(self) -> None:
-        """Steps each process's part, and with whole weights hands them round."""
+        """See `Optimizer`; each process steps its part, and in stage 2 hands it round."""
         self._zero.step()
 
-    def zero_grad(self, *, set_to_none: bool = True) -> None:
-        """Forgets the gradients, whether or not they were used."""
-        self._zero.zero_grad(set_to_none=set_to_none)
+    def zero_grad(self) -> None:
+        """See `Optimizer`."""
+        self._zero.zero_grad(set_to_none=True)
         for gradients in (self._zero.averaged_gradients, getattr(self._zero, "all_grad_tensors", {})):
             gradients.clear()
 
-    def moments(self) -> dict[str, torch.Tensor]:
-        """All of the state by "<parameter>/<entry>", whole in the memory of the first process. All processes have to
-        call it."""
+    def state(self) -> State:
+        """See `Optimizer`."""
         found = {}
         for name, parameter in self._trainable.items():
             place = self._places[parameter]
             state = self._state.get(place.flat, {})
             for key, value in state.items():
                 found[f"{name}/{key}"] = _whole(value, place) if key in _MOMENTS else value.clone()
-        return found
+        return State(found, {})
 
-    def load(self, weights: Mapping[str, torch.Tensor], moments: Mapping[str, torch.Tensor]) -> None:
-        """Puts whole `weights` and what `moments` gave, or would have given in one process, in their places."""
+    def load(self, weights: Mapping[str, torch.Tensor], state: State) -> None:
+        """See `Optimizer`."""
         import deepspeed
 
+        moments = state.tensors
         self._state.clear()
         with torch.no_grad():
             for name, parameter in self._trainable.items():
@@ -182,11 +162,11 @@ class ZeroOptimizer:
                 _put(weights[name], place.flat, place)
                 if f"{name}/step" not in moments:
                     continue
-                state = self._state[place.flat]
+                kept = self._state[place.flat]
                 for key in _MOMENTS:
-                    flat = state.setdefault(key, torch.zeros_like(place.flat))
+                    flat = kept.setdefault(key, torch.zeros_like(place.flat))
                     _put(moments[f"{name}/{key}"], flat, place)
-                state["step"] = moments[f"{name}/step"].to(place.flat.device)
+                kept["step"] = moments[f"{name}/step"].to(place.flat.device)
 
 
 def _places_in_stage_2(zero: Any) -> Iterable[tuple[nn.Parameter, _Place]]:
