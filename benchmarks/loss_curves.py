@@ -20,6 +20,7 @@ from typing import Any
 from train_speed import HERE, RESULTS, contenders
 from training import report
 from training.lab import Lab
+from training.task import precision_of
 
 DATA = "docstrings"
 EXAMPLES = 1600
@@ -32,7 +33,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS / "loss_curves.json", help="where to write the figures")
     options = parser.parse_args()
-    found = json.loads((RESULTS / "train_search_cpu.json").read_text())
+    place = "cpu" if precision_of("cpu") == "bf16" else "cpu-fp32"
+    found = json.loads((RESULTS / f"train_search_{place}.json").read_text())
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder) / "lab", "cpu", "cpu", "at", (DATA,), EXAMPLES)
@@ -50,7 +52,7 @@ def main() -> None:
                 figures[cell] = {
                     "how": {
                         "measured": datetime.now(UTC).date().isoformat(), "examples": EXAMPLES, "seeds": seed,
-                        "size": "cpu",
+                        "size": "cpu", "precision": lab.precision,
                     },
                     "contenders": report.summary(turns, lab.size, lab.device, cell),
                 }  # fmt: skip

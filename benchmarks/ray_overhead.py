@@ -3,12 +3,12 @@
     python benchmarks/ray_overhead.py
 
 - launch: seconds from `fm.create` to the first step, beside those that Ray needs for a job that only says "hi"
-- step: median seconds of a step with two workers on two nodes, beside two processes of one machine; in turns, every other
-  of which begins with the latter. Steps of 128 docstrings take some tenths of a second
+- step: median seconds of a step with two workers on two nodes, beside two processes of one machine; in turns, of which
+  every other begins with the latter. Steps of 128 docstrings take some tenths of a second
 
-What trains has half of the cores to itself, in both cases, and everything else the other half: on a cluster worth its
-name Ray's services, which here are those of two nodes, take nothing from a training either. `--shared` leaves
-everything on all cores.
+What trains has half of the cores to itself, in both cases, and everything else the other half: here two nodes' services
+are on one machine, whereas a cluster's nodes have cores to spare for their own. `--shared` leaves everything on all
+cores.
 
 Writes `benchmarks/results/ray_overhead.json`.
 """
@@ -106,7 +106,6 @@ def main() -> None:
     ratios = [ours / theirs for ours, theirs in zip(on_ray, here, strict=True)]
     figures = {
         "rounds": ROUNDS,
-        "cores": "shared" if shared else "half for what trains",
         "trivial_job_seconds": median(trivial),
         "launch_seconds": median(launch),
         "step_seconds_on_ray": median(on_ray),
@@ -115,7 +114,9 @@ def main() -> None:
         "step_ratio_least": min(ratios),
         "step_ratio_greatest": max(ratios),
     }
-    RESULT.write_text(json.dumps(figures, indent=1) + "\n")
+    earlier = json.loads(RESULT.read_text()) if RESULT.exists() else {}
+    cores = "shared by all" if shared else "half for what trains"
+    RESULT.write_text(json.dumps(earlier | {cores: figures}, indent=1) + "\n")
     print(json.dumps(figures, indent=1))
 
 

@@ -32,7 +32,7 @@ from training import report
 from training.clock import Result
 from training.lab import PEERS, Contender, Lab
 from training.search import best, hf_grouped, search_bare, search_trl, trl_defaults
-from training.task import DATA, SIZES
+from training.task import DATA, SIZES, precision_of
 
 RESULTS = HERE / "results"
 METHODS = ("lora", "full")
@@ -98,6 +98,7 @@ def main() -> None:
     if not PEERS.exists():
         parser.error(f"{PEERS} is missing; run: make peers")
     place = f"{options.device}-{options.size}".replace("cpu-cpu", "cpu")
+    place += "-fp32" if precision_of(options.device) == "fp32" else ""
     out = options.out or RESULTS / f"train_speed_{place}.json"
     found_path = RESULTS / f"train_search_{place}.json"
     cells = [(method, data) for method in options.methods for data in options.data]
@@ -115,8 +116,8 @@ def main() -> None:
         for turn, compared in enumerate(compare(lab, found, cells, options.pairs), start=1):
             how = {
                 "measured": datetime.now(UTC).date().isoformat(), "machine": platform.processor() or platform.machine(),
-                "cores": os.cpu_count(), "device": options.device, "size": options.size, "clock": options.clock,
-                "pairs": turn,
+                "cores": os.cpu_count(), "device": options.device, "size": options.size,
+                "precision": lab.precision, "clock": options.clock, "pairs": turn,
             }  # fmt: skip
             figures = earlier | {
                 cell: {"how": how, "contenders": report.summary(turns, lab.size, options.device, cell)}

@@ -21,9 +21,9 @@ from training.task import LEARNING, LORA, SKIPPED_STEPS
 
 
 def build(spec: dict[str, Any], device: str) -> torch.nn.Module:
-    """The model, made ready as the method says: the frozen part in bf16, what is trained in fp32."""
+    """The model, made ready as the method says: what is trained in fp32, the frozen part as is computed."""
     method = spec["method"]
-    frozen = torch.float32 if method == "full" else torch.bfloat16
+    frozen = torch.bfloat16 if method != "full" and spec["precision"] == "bf16" else torch.float32
     more: dict[str, Any] = {"attn_implementation": spec["options"]["attention"]}
     if method == "qlora":
         from transformers import BitsAndBytesConfig
@@ -56,7 +56,7 @@ def main(result_path: Path, spec: dict[str, Any]) -> None:
         total = torch.zeros((), device=device)
         for _ in range(pieces):
             ids = torch.randint(2, vocabulary, (rows, length + 1), device=device)
-            with torch.autocast(device, torch.bfloat16):
+            with torch.autocast(device, torch.bfloat16, enabled=spec["precision"] == "bf16"):
                 logits = model(input_ids=ids[:, :-1], use_cache=False).logits
                 loss = F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten()) / pieces
             loss.backward()

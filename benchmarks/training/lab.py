@@ -14,7 +14,7 @@ from typing import Any
 
 from training import ours
 from training.clock import Result
-from training.task import BATCH, SIZES, TRAIN_ROWS, make_model, make_tokenizer, write_rows
+from training.task import BATCH, SIZES, TRAIN_ROWS, make_model, make_tokenizer, precision_of, write_rows
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 EXAMPLES = BENCHMARKS.parent / "examples"
@@ -43,6 +43,7 @@ class Lab:
         self, folder: Path, size: str, device: str, clock: str, data: tuple[str, ...], examples: int = TRAIN_ROWS
     ) -> None:
         self.folder, self.device, self.clock, self.size = folder, device, clock, SIZES[size]
+        self.precision = precision_of(device)
         self.model = folder / "model"
         self._numbers = count(1)
         self.model.mkdir(parents=True)
@@ -72,7 +73,8 @@ class Lab:
         if contender.worker in ("trl", "hf"):
             options["trainer"] = contender.worker
         spec = {
-            "method": method, "seed": seed, "device": self.device, "model": str(self.model), "attempt": number,
+            "method": method, "seed": seed, "device": self.device, "precision": self.precision,
+            "model": str(self.model), "attempt": number,
             "steps": self.size.steps, "save_at": None, "resume": None,
             "tokens_per_step": BATCH * task["tokens"] / task["rows"], "options": options,
             "started": time.time(), **task, **more,

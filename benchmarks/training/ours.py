@@ -52,7 +52,7 @@ def main(result_path: Path, spec: dict[str, Any]) -> None:
     request = {
         "method": spec["method"],
         "training_duration": f"{spec['steps']}ba" if spec["steps"] else "1ep",
-        "precision": "bf16",
+        "precision": spec["precision"],
         "seed": spec["seed"],
         "learning_rate": LEARNING["rates"][spec["method"]],
         "eval_interval": "1000ep",  # nobody else evaluates within those steps

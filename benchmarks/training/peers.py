@@ -114,7 +114,7 @@ def make_hf(spec: dict[str, Any], rows: list[dict[str, str]], tokenizer: Any, mo
         from peft import get_peft_model
 
         model = get_peft_model(model, _lora())
-    arguments = _arguments(spec, spec["options"] | {"bf16": True}, out)
+    arguments = _arguments(spec, spec["options"] | {"bf16": spec["precision"] == "bf16"}, out)
     return Trainer(
         model=model, args=TrainingArguments(**arguments), train_dataset=data,
         data_collator=DataCollatorForSeq2Seq(tokenizer),

@@ -25,15 +25,16 @@ def trl_defaults() -> dict[str, Any]:
 
 
 def hf_grouped() -> dict[str, Any]:
-    """Hugging Face's trainer with its defaults, bf16 and batches by length."""
+    """Hugging Face's trainer with its defaults and batches by length."""
     return {"per_device_train_batch_size": 16, **_GROUPED}
 
 
-def _stages(device: str, method: str) -> list[list[dict[str, Any]]]:
+def _stages(device: str, precision: str, method: str) -> list[list[dict[str, Any]]]:
     """Changes to try, stage by stage; the first stage holds whole configurations."""
     attentions = ["sdpa", "eager"] if device == "cpu" else ["sdpa", "flash_attention_2", "flex_attention"]
+    plain = PLAIN | {"bf16": precision == "bf16"}
     first = [
-        PLAIN | by | {"per_device_train_batch_size": rows, "gradient_accumulation_steps": count, "attention": attention}
+        plain | by | {"per_device_train_batch_size": rows, "gradient_accumulation_steps": count, "attention": attention}
         for rows, count in _BATCHES
         for attention in attentions
         for by in ({}, _GROUPED)
@@ -44,8 +45,9 @@ def _stages(device: str, method: str) -> list[list[dict[str, Any]]]:
             # As many examples in a step as the others have, nearly: about 12 or 6 fit into a row.
             rows = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": max(1, 1024 // length)}
             arranging.append({"packing": True, "packing_strategy": strategy, "max_length": length, **rows})
-    numbers: list[dict[str, Any]] = [{"bf16": False}, {"dataloader_num_workers": 2}, {"gradient_checkpointing": True}]
-    if method == "lora":
+    other: dict[str, Any] = {"bf16": precision != "bf16"}
+    numbers = [other, {"dataloader_num_workers": 2}, {"gradient_checkpointing": True}]
+    if method == "lora" and precision == "bf16":
         # Loaded in bf16, as ftctl keeps what is frozen. Full training would then have no fp32 weights.
         numbers.append({"dtype": "bfloat16"})
     compiled: list[dict[str, Any]] = [{"torch_compile": True}] if device == "cuda" else []
@@ -56,7 +58,7 @@ def search_trl(lab: Lab, method: str, data: str) -> Iterator[Trial]:
     """Trial after trial of TRL's options."""
     trials: list[Trial] = []
     base: dict[str, Any] = {}
-    for stage in _stages(lab.device, method):
+    for stage in _stages(lab.device, lab.precision, method):
         for change in stage:
             trials.append(_try(lab, Contender("trl", base | change), method, data))
             yield trials[-1]

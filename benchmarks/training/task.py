@@ -40,6 +40,7 @@ SIZES = {
     # Matrix products are 4 in 5 of the time of a dense step on two cores (docs/performance.md), as in larger models.
     "cpu": Size(384, 1024, 8, 6, 2, 4096, 20, 48),
     "cpu-large": Size(768, 2048, 12, 12, 4, 4096, 10, 32),
+    "cpu-128k": Size(384, 1024, 8, 6, 2, 128_256, 8, 16),  # where the head is 4 in 5 of the products
     "tiny": Size(64, 128, 2, 2, 1, 512, 6, 16),
     "1b": Size(2048, 8192, 16, 32, 8, 128_256, 100, 160, "bfloat16"),
     "8b": Size(4096, 14336, 32, 32, 8, 128_256, 40, 96, "bfloat16"),
@@ -79,6 +80,13 @@ def _windows(objects: list[Any], words: int = 64) -> Iterator[dict[str, str]]:
         text = " ".join(item.docstring for item in objects).split()
         for start in range(0, len(text) - words, words):
             yield {"prompt": "Continue.\n", "response": " ".join(text[start : start + words])}
+
+
+def precision_of(device: str) -> str:
+    """What all compute in, "bf16" or "fp32", because it is the faster: bf16 where the hardware multiplies it."""
+    import torch
+
+    return "bf16" if device == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
 
 
 def make_tokenizer(folder: Path, size: Size) -> None:
