@@ -122,9 +122,9 @@ class RunFolder:
         return [(number, self.attempt(number)) for number in sorted(numbers, reverse=True)]
 
 
-def run_of(checkpoint: Path) -> Path:
-    """The folder of the run to which the checkpoint in folder `checkpoint` belongs."""
-    return checkpoint.parents[3]
+def run_of(checkpoint: Path) -> str:
+    """The id of the run to which the checkpoint in folder `checkpoint` belongs, below whichever root it lies."""
+    return checkpoint.parents[3].name
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from fm.files import digest_file, read_manifest
+from fm.files import digest_file, read_manifest, seal
 from fm.job import EXIT_STOPPED
-from fm.layout import StageFolder
+from fm.layout import RunFolder, StageFolder
 from fm_local.trainer.checkpoint import newest_whole
 from support.models import events, examples, lines, make_job, model, run
 
@@ -132,6 +132,18 @@ def test_sigterm_saves_a_whole_checkpoint_of_the_last_step_and_exits_75(tmp_path
     assert saved["step"] == lines(folder.metrics)[-1]["step"]
     assert read_manifest(Path(saved["path"]), verify=True) is not None
     assert newest_whole(checkpoints_of(folder)) == Path(saved["path"])
+
+
+def test_a_checkpoint_brought_from_elsewhere_counts_as_one_of_its_run(tmp_path: Path) -> None:
+    def saved(root: str, run_id: str, attempt: int, step: int) -> Path:
+        folder = RunFolder(tmp_path / root / "runs" / run_id).attempt(attempt).checkpoint(step)
+        folder.mkdir(parents=True)
+        seal(folder, kind="checkpoint", step=step)
+        return folder
+
+    here, parents = saved("here", "run-1", 1, 100), saved("here", "run-0", 1, 900)
+    brought = saved("brought", "run-1", 2, 500)
+    assert newest_whole([here, brought, parents]) == newest_whole([here, parents, brought]) == brought
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, base: Path) -> None:

@@ -13,7 +13,7 @@ import respx
 import fm
 from fm.errors import RequestError, Unavailable, Unsupported
 from fm.layout import StageFolder
-from fm.ray.cluster import Node, RayCluster
+from fm.ray.cluster import NO_ENVIRONMENT, Node, RayCluster
 from fm.ray.placing import admit, no_room, place
 from fm.request import TrainRequest
 from fm_local.ray_job.__main__ import EXIT_MISFIT, main
@@ -124,3 +124,9 @@ def test_an_environment_file_refers_to_variables_and_never_holds_them(
     assert made["pip"] == ["ftctl[ray]"]
     assert made["env_vars"].items() >= {"HF_TOKEN": "secret", "OMP_NUM_THREADS": "2"}.items()
     assert "CUDA_VISIBLE_DEVICES" not in made["env_vars"]
+
+
+def test_an_environment_that_ray_could_not_make_is_known_by_rays_own_name() -> None:
+    from ray.dashboard.modules.job.common import JobErrorType
+
+    assert JobErrorType(NO_ENVIRONMENT)

@@ -45,11 +45,11 @@ def go_back(
     *,
     checkpoints: Iterable[Path],
     examples_of: StepExamples,
-    own_run: Path,
+    own_run: str,
     first_process: bool,
 ) -> tuple[Position, Path | None]:
     """Restores the newest of `checkpoints` from before step `since`, marks the steps from there to `at` as skipped, and
-    removes the checkpoints in between, as far as they are those of the run in folder `own_run`: others may yet be
+    removes the checkpoints in between, as far as they are those of run `own_run`: others may yet be
     resumed from them. Returns the position to go on from, and the checkpoint.
 
     Without such a checkpoint, a step that is not finite is skipped where it stands, since nothing of it was applied,

@@ -10,7 +10,7 @@ from fm.backends.stored_files import bring_data
 from fm.errors import Damaged, NotFound, RequestError
 from fm.files import read_manifest
 from fm.filestore import FileStore, FolderStore
-from fm.layout import Storage
+from fm.layout import Storage, run_of
 from fm.store.store import RunStore
 from fm.types import DataRef, ModelRef, RunRecord
 
@@ -48,11 +48,14 @@ def bring_in(store: RunStore, files: FileStore, storage: Storage, run: RunRecord
             f"custom_weights_path {weights} is not on the machine that trains", field="custom_weights_path",
             hint="register these weights, and train from that model",
         )
+    brought = _bring_checkpoint(files, storage, history, here) if apart else ()
+    ids = [each.id for each in history]
     return Inputs(
         model=_bring_model(files, run.model, apart=apart),
         train_data=bring_data(files, run.train_data),
         eval_data=bring_data(files, run.eval_data) if run.eval_data else None,
-        checkpoints=(*here, *(_bring_checkpoint(files, storage, history, here) if apart else ())),
+        # The run's own before those of the runs that it resumes, wherever they come from.
+        checkpoints=tuple(sorted((*here, *brought), key=lambda folder: ids.index(run_of(folder)))),
     )
 
 

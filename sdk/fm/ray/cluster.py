@@ -18,6 +18,8 @@ _OLDEST = (2, 52)
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 _START = "`ray start --head --dashboard-host …` prints the address"
 ENDED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
+NO_ENVIRONMENT = "RUNTIME_ENV_SETUP_FAILURE"
+"""The error of a job whose runtime environment could not be made."""
 """Statuses of a job that will not change any more."""
 
 
@@ -38,7 +40,7 @@ class RayJob:
     """Of the entry point, if it ended by itself; negative for a signal."""
     message: str = ""
     error: str = ""
-    """Ray's name for what went wrong, such as ``RUNTIME_ENV_SETUP_FAILED``."""
+    """Ray's name for what went wrong, such as `NO_ENVIRONMENT`."""
 
     @property
     def ended(self) -> bool:

@@ -24,7 +24,7 @@ from fm.job import Job, Reporter, Stage
 from fm.launching import Handle, Life, Poll
 from fm.layout import StageFolder
 from fm.lifecycle import EventType, Fault
-from fm.ray.cluster import RayCluster, RayJob
+from fm.ray.cluster import NO_ENVIRONMENT, RayCluster, RayJob
 from fm.ray.placing import Ask, no_room, place
 from fm.request import TrainRequest
 from fm.types import RunRecord
@@ -175,7 +175,7 @@ class RayLauncher:
         with suppress(Unavailable, Unauthorised):
             printed = self._cluster(handle).logs(handle["job"])
         folder.log.write_text(printed or job.message + "\n")
-        if job.error != "RUNTIME_ENV_SETUP_FAILED" and not (job.exit_code or 0) > 0:
+        if job.error != NO_ENVIRONMENT and not (job.exit_code or 0) > 0:
             return
         told = [line.removeprefix("ftctl: ") for line in printed.splitlines() if line.startswith("ftctl: ")]
         last = [line for line in (printed or job.message).splitlines() if line.strip()]
