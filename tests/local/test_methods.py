@@ -207,8 +207,10 @@ def test_a_fused_adapter_computes_what_pefts_own_does(
             del layer.forward
     torch.testing.assert_close(found[0][0], found[1][0])
     for one, other in zip(found[0][1], found[1][1], strict=True):
-        assert one.abs().max() > 0
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        largest = float(other.abs().max())
+        assert largest > 0
+        # A small element is a sum of large ones, rounded in another order on each kind of CPU.
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * max(1.0, largest))
 
 
 @pytest.mark.parametrize("tied", [False, True])
