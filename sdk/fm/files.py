@@ -23,6 +23,15 @@ from fm.layout import MANIFEST
 
 _BLOCK = 1 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_PASSING = {
+    errno.ESTALE, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
+    errno.ENOTCONN, errno.ECONNRESET, errno.ECONNREFUSED, errno.EREMOTEIO,
+}  # fmt: skip
+
+
+def passes(error: OSError) -> bool:
+    """Whether it is one of those by which a network's disk says that it can't be reached just now."""
+    return error.errno in _PASSING
 
 
 @contextmanager

@@ -4,6 +4,7 @@
 
     <storage root>                      FM_RUNS, or FM_HOME
     ├── runs/<run id>/                  RunFolder
+    │   ├── placing.json                what each process got of a cluster that the request leaves open; on Ray
     │   ├── check/                      StageFolder: the data check and tokenisation
     │   └── attempts/<n>/               StageFolder: the n-th training start
     │       ├── job.json                what to do; written by the agent, read by the trainer
@@ -106,6 +107,10 @@ class RunFolder:
     """All that belongs to one run."""
 
     path: Path
+
+    @property
+    def placing(self) -> Path:
+        return self.path / "placing.json"
 
     @property
     def check(self) -> StageFolder:

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 
-import fm
-from fm.agent import daemon, processes
-from fm.agent.devices import Devices
+from fm.agent import outbox, processes
 from fm.agent.ingest import Cursor, read_news
 from fm.agent.signs import SILENCE
 from fm.backends.scripted import Script, ScriptedLauncher
 from fm.clock import SimulatedClock
-from fm.errors import Conflict, DiskFull, StoreError
-from fm.files import make_private
+from fm.errors import DiskFull, StoreError
+from fm.files import make_private, seal
+from fm.filestore import FolderStore
 from fm.job import EXIT_DISK_FULL, EXIT_FAILED, Stage
 from fm.launching import Handle, Life, Poll
 from fm.layout import StageFolder, Storage
 from fm.lifecycle import EventType, Fault, Status
-from fm.settings import Settings
-from fm.store.store import RunStore
-from fm.types import Event, Principal, RunRecord
+from fm.types import Event, RunRecord
 from support.bench import Bench
-from support.stores import moment, new_run
+from support.stores import moment
 
 CANCEL = Event(type=EventType.CANCEL_REQUESTED, time=moment(), message="enough")
 WARNING = {"type": "WARNING", "time": "2026-01-01T00:00:00+00:00", "message": "m"}
@@ -81,6 +77,59 @@ def test_an_error_in_one_run_fails_it_and_leaves_the_others_alone(tmp_path: Path
     assert failed.fault is (Fault.INFRASTRUCTURE if isinstance(error, OSError) else Fault.INTERNAL)
     assert launcher.killed == 1
     assert bench.finish(second).status is Status.COMPLETED
+
+
+def test_a_process_that_can_not_be_ended_ends_no_agent(tmp_path: Path) -> None:
+    class Unkillable(ScriptedLauncher):
+        def poll(self, handle: Handle) -> Poll:
+            if handle["kind"] == "train" and handle["stage"] == 2:
+                raise ValueError("a bug")
+            return super().poll(handle)
+
+        def signal(self, _handle: Handle, _how: str) -> None:
+            raise DiskFull("no space left for the order")
+
+    bench = Bench(tmp_path, Unkillable(Script(), SimulatedClock()))
+    first, second = bench.create(), bench.create()
+    assert bench.finish(first).fault is Fault.INTERNAL
+    assert bench.finish(second).status is Status.COMPLETED
+
+
+def test_a_network_disk_that_is_away_for_a_moment_fails_no_run(tmp_path: Path) -> None:
+    class Away(ScriptedLauncher):
+        polls = 0
+
+        def poll(self, handle: Handle) -> Poll:
+            self.polls += 1
+            if self.polls % 3 == 0:
+                raise OSError(errno.ESTALE, "Stale file handle")
+            return super().poll(handle)
+
+    bench = Bench(tmp_path, Away(Script(), SimulatedClock()))
+    run = bench.finish(bench.create())
+    assert (run.status, run.attempt) == (Status.COMPLETED, 1)
+
+
+def test_a_disk_that_refuses_a_copy_of_a_checkpoint_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, store = Storage(tmp_path / "here"), FolderStore(make_private(tmp_path / "there"))
+    attempt = storage.run("run-1").attempt(1)
+    seal(make_private(attempt.checkpoint(5)))
+    copy, refusals = outbox.copy_sealed, iter([OSError(errno.EIO, "Input/output error")])
+
+    def refuse_once(*paths: Path) -> None:
+        if error := next(refusals, None):
+            raise error
+        copy(*paths)
+
+    monkeypatch.setattr(outbox, "copy_sealed", refuse_once)
+    monkeypatch.setattr(outbox, "RETRY_SECONDS", 0.0)
+    box = outbox.Outbox(store, storage, attempt)
+    give_up = time.monotonic() + 20
+    while not box.settle():
+        assert time.monotonic() < give_up
+    assert store.list(storage.key(attempt.checkpoints))
 
 
 def test_an_event_that_can_not_be_applied_fails_the_run_and_not_the_agent(tmp_path: Path) -> None:
@@ -173,38 +222,6 @@ def test_a_training_that_finished_where_it_can_not_be_asked_is_registered_at_onc
     assert bench.finish(bench.create()).status is Status.COMPLETED
 
 
-def test_a_run_that_is_adopted_before_it_began_gets_devices_of_its_own(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    record = bench.create()
-    assert bench.store.claim("agent-dead", "here", free=1, total=1)
-    bench.agent = bench.new_agent(devices=(0, 1))
-    bench.agent.adopt()
-    bench.step(record, lambda run: run.attempt == 1)
-    job = json.loads(bench.storage.run(record.id).attempt(1).job.read_bytes())
-    assert len(job["devices"]) == 1
-
-
-def test_devices_are_free_once_the_process_of_an_ended_run_is_gone(tmp_path: Path) -> None:
-    class Lingers(ScriptedLauncher):
-        killed = False
-
-        def poll(self, handle: Handle) -> Poll:
-            poll = super().poll(handle)
-            return Poll(Life.ALIVE) if handle["kind"] == "train" and not self.killed else poll
-
-        def signal(self, _handle: Handle, how: str) -> None:
-            self.killed = self.killed or how == "kill"
-
-    launcher = Lingers(Script(fails_at=2), SimulatedClock())
-    bench = Bench(tmp_path, launcher)
-    first, second = bench.create(), bench.create()
-    assert bench.finish(first).status is Status.FAILED
-    bench.agent.step()
-    assert bench.run(second).status is Status.QUEUED
-    bench.step(second, lambda run: run.status is not Status.QUEUED)
-    assert launcher.killed
-
-
 def test_a_line_longer_than_a_page_is_read(tmp_path: Path) -> None:
     folder = StageFolder(make_private(tmp_path / "stage"))
     folder.events.write_bytes(lines({**WARNING, "data": {"samples": "x" * (5 << 20)}}, WARNING))
@@ -241,77 +258,3 @@ def test_a_kill_reaches_children_that_lead_sessions_of_their_own() -> None:
     assert parent.wait(10) == -signal.SIGKILL
     assert psutil.wait_procs([child], timeout=10)[1] == [] or child.status() == psutil.STATUS_ZOMBIE
     parent.stdout.close()
-
-
-@pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Of a machine that is too small for a run with two processes."""
-    monkeypatch.setattr(Devices, "_CPU_PROCESSES", 1)
-    return Settings(tmp_path, Storage(tmp_path), f"sqlite:///{tmp_path / 'ftctl.db'}", "auto")
-
-
-def wait_until(true: Callable[[], object]) -> None:
-    give_up = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
-
-
-def test_a_drained_agent_ends_although_there_is_work(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(daemon, "_ANNOUNCE", timedelta(0))
-    store = RunStore(settings.store_url)
-    wide = store.create(new_run(num_processes=2), "k", Principal(user="ada"))
-    thread = threading.Thread(target=daemon.serve, args=(settings, threading.Event()), kwargs={"forever": True})
-    thread.start()
-    wait_until(store.agents)
-    store.drain(store.agents()[0].id)
-    thread.join(20)
-    assert not thread.is_alive()
-    assert store.find("local", wide.id).status is Status.QUEUED
-    assert store.agents() == []
-
-
-def test_only_an_older_agent_of_this_place_is_drained(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[object] = []
-    monkeypatch.setattr("fm.agent.daemon.subprocess.Popen", lambda *args, **_: started.append(args))
-    monkeypatch.setattr(fm, "__version__", "9.0.0")
-    store = RunStore(settings.store_url)
-    store.announce("agent-far", "gpu-box:/home", 1, "1.0.0")
-    store.announce("agent-near", daemon.place_of(settings), 1, "1.0.0")
-    with daemon.agent_lock(settings):
-        daemon.ensure(settings, store)
-        daemon.ensure(settings, store)
-    assert {agent.id: agent.drain for agent in store.agents()} == {"agent-far": False, "agent-near": True}
-    assert len(started) == 1  # it waits until the older one has made room
-
-
-def test_an_agent_waits_for_its_place_no_longer_than_it_is_patient(settings: Settings) -> None:
-    def serve(patience: float) -> None:
-        daemon.serve(
-            settings, threading.Event(), forever=False, idle_end=timedelta(0), patience=timedelta(seconds=patience)
-        )
-
-    with daemon.agent_lock(settings):
-        with pytest.raises(Conflict):
-            serve(0.3)
-        waiting = threading.Thread(target=serve, args=(30,))
-        waiting.start()
-    waiting.join(20)
-    assert not waiting.is_alive()
-
-
-def test_an_inline_agent_with_a_run_that_has_to_wait_does_not_spin(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, stop, begun = RunStore(settings.store_url), threading.Event(), []
-    store.create(new_run(num_processes=2), "k", Principal(user="ada"))
-    serve = daemon._serve
-    monkeypatch.setattr(daemon, "_serve", lambda *args: begun.append(1) or serve(*args))  # type: ignore[func-returns-value]
-    thread = threading.Thread(
-        target=daemon.serve, args=(settings, stop), kwargs={"forever": False, "idle_end": timedelta(0)}
-    )
-    thread.start()
-    time.sleep(1.5)
-    stop.set()
-    thread.join(20)
-    assert len(begun) <= 3

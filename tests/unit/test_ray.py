@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,16 @@ import pytest
 import respx
 
 import fm
-from fm.errors import RequestError, Unavailable, Unsupported
-from fm.layout import StageFolder
-from fm.ray.cluster import NO_ENVIRONMENT, Node, RayCluster
-from fm.ray.placing import admit, no_room, place
+from fm.errors import DiskFull, RequestError, Unavailable, Unsupported
+from fm.job import EXIT_DISK_FULL, EXIT_LOST, Job
+from fm.layout import RunFolder, StageFolder
+from fm.ray.cluster import NO_ENVIRONMENT, NOT_STARTED, Node, RayCluster
+from fm.ray.placing import Ask, admit, no_room, place
 from fm.request import TrainRequest
+from fm.types import DataRef, ModelRef
+from fm_local.ray_job import __main__ as ray_job
 from fm_local.ray_job.__main__ import EXIT_MISFIT, main
+from fm_local.ray_job.fence import is_over
 from support.data import many_pairs
 
 HEAD = "http://127.0.0.1:8265"
@@ -112,7 +118,7 @@ def test_a_node_without_the_folder_or_with_another_version_says_so(
 def test_an_environment_file_refers_to_variables_and_never_holds_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fm.ray.launcher import runtime_environment
+    from fm.ray.environment import runtime_environment
 
     file = tmp_path / "env.yaml"
     file.write_text(json.dumps({"pip": ["ftctl[ray]"], "env_vars": {"HF_TOKEN": "${MY_TOKEN}"}}))
@@ -126,7 +132,67 @@ def test_an_environment_file_refers_to_variables_and_never_holds_them(
     assert "CUDA_VISIBLE_DEVICES" not in made["env_vars"]
 
 
-def test_an_environment_that_ray_could_not_make_is_known_by_rays_own_name() -> None:
+class Ended(Exception):
+    """What `os._exit` would do to the process, with its code."""
+
+
+def ends(code: int) -> None:
+    raise Ended(code)
+
+
+def waiting(tmp_path: Path, **values: Any) -> StageFolder:
+    """The folder of a training that waits for its place."""
+    folder = RunFolder(tmp_path / "runs" / "run-1").attempt(1)
+    Job(
+        stage="train", run_id="run-1", run_name="one", attempt=1, request=request(**values),
+        model=ModelRef(kind="preset", name="fm/nano-llama"), train_data=DataRef(path="d.jsonl", digest="", bytes=1),
+        storage_root=str(tmp_path), started_at=datetime.now(UTC),
+    ).write(folder)  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("living", "said"),
+    [(["a", "c"], "gone before the training began: b"), (["a"], "gone before the training began: b"), ([], "gone")],
+)
+def test_a_job_does_not_wait_for_a_node_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], living: list[str], said: str
+) -> None:
+    monkeypatch.setattr("os._exit", ends)
+    looks = iter([["a", "b"], ["a", "b"], living])
+    monkeypatch.setattr(ray_job, "_living_nodes", lambda: [Node(name, {"CPU": 4.0}) for name in next(looks)])
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    folder = waiting(tmp_path, num_nodes=2, num_processes=4)
+    with pytest.raises(Ended, match=str(EXIT_LOST)):
+        ray_job._wait_for_place(folder, Ask(2, 2, {"CPU": 1.0}), {"a", "b"})
+    assert said in capsys.readouterr().out
+
+
+def test_a_job_that_can_not_show_that_it_lives_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os._exit", ends)
+    monkeypatch.setattr(ray_job, "_living_nodes", lambda: [node()])
+    folder = waiting(tmp_path)
+
+    def full(*_: object) -> None:
+        raise DiskFull("no space left")
+
+    monkeypatch.setattr("fm.job.Reporter.sign", full)
+    with pytest.raises(Ended, match=str(EXIT_DISK_FULL)):
+        ray_job._wait_for_place(folder, Ask(1, 1, {"CPU": 1.0}), set())
+
+
+def test_a_disk_that_can_not_be_read_just_now_orders_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = waiting(tmp_path)
+    folder.order.write_text("kill")
+    assert is_over(folder)
+    with monkeypatch.context() as away:
+        away.setattr(Path, "read_text", lambda *_: (_ for _ in ()).throw(OSError(errno.ESTALE, "Stale file handle")))
+        away.setattr(Path, "iterdir", lambda *_: (_ for _ in ()).throw(OSError(errno.ESTALE, "Stale file handle")))
+        assert not is_over(folder)
+    assert is_over(folder)
+
+
+def test_errors_of_jobs_are_known_by_rays_own_names() -> None:
     from ray.dashboard.modules.job.common import JobErrorType
 
-    assert JobErrorType(NO_ENVIRONMENT)
+    assert {JobErrorType(NO_ENVIRONMENT), JobErrorType(NOT_STARTED)}

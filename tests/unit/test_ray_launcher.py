@@ -18,7 +18,7 @@ from fm.errors import Unauthorised
 from fm.files import write_json
 from fm.job import Job, Reporter
 from fm.launching import Handle, Life
-from fm.layout import StageFolder
+from fm.layout import RunFolder, StageFolder
 from fm.ray.cluster import RayCluster
 from fm.ray.launcher import RayLauncher
 from fm.request import TrainRequest
@@ -54,7 +54,7 @@ class Head:
         Job(
             stage="train", run_id="run-1", run_name="one", attempt=1, request=TrainRequest.build(given),
             model=ModelRef(kind="preset", name="fm/nano-llama"), train_data=DataRef(path="d.jsonl", digest="", bytes=1),
-            storage_root="/", started_at=datetime.now(UTC),
+            storage_root=str(self.folder.path.parents[3]), started_at=datetime.now(UTC),
         ).write(self.folder)  # fmt: skip
         run = SimpleNamespace(id="run-1", caller=SimpleNamespace(env={"A": "1"}))
         self.handle = json.loads(json.dumps(self.launcher.start(cast(Any, run), self.folder, "train")))
@@ -76,7 +76,7 @@ class Head:
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[Head]:
     with respx.mock:
-        yield Head(StageFolder(tmp_path / "attempts" / "1"))
+        yield Head(RunFolder(tmp_path / "runs" / "run-1").attempt(1))
 
 
 def test_a_head_that_is_starting_is_asked_again_less_and_less_often_and_then_told_once(head: Head) -> None:
@@ -142,6 +142,70 @@ def test_a_token_that_is_refused_is_not_waited_for(head: Head) -> None:
     head.start()
     with pytest.raises(Unauthorised):
         head.look(1)
+
+
+def test_a_token_that_is_refused_or_can_not_be_read_ends_no_training_and_is_read_anew(
+    head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("new")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    head.start()
+    head.look(1)
+    head.folder.log.touch()
+    head.job.respond(401)
+    assert set(head.look(10)) == {Life.ALIVE}
+    token.rename(tmp_path / "away")
+    assert set(head.look(5)) == {Life.ALIVE}
+    head.launcher.signal(head.handle, "kill")  # its workers read the order, whoever can't be asked to end them
+    assert head.folder.order.read_text() == "kill"
+    (tmp_path / "away").rename(token)
+    head.job.respond(json={"status": "RUNNING"})
+    head.look(5)
+    assert head.job.calls.last.request.headers["Authorization"] == "Bearer new"
+
+
+def test_a_head_that_can_not_be_reached_is_left_alone_for_a_while_by_all_runs(head: Head) -> None:
+    head.job.mock(side_effect=httpx.ConnectError("away"))
+    others = respx.get(url__startswith=f"{HEAD}/api/jobs/run-").mock(side_effect=httpx.ConnectError("away"))
+    head.start()
+    more = [{**head.handle, "job": f"run-{number}-1"} for number in range(2, 17)]
+    for _ in range(300):
+        head.time += 0.2
+        for handle in (head.handle, *more):
+            assert head.launcher.poll(handle).life is Life.ALIVE
+    assert head.job.call_count + others.call_count <= 7  # in a minute; each lasts as long as a connection's timeout
+    assert head.warnings()[0].startswith(f"waits for the Ray cluster: the Ray cluster at {HEAD} can't be reached")
+
+
+def test_a_job_that_ray_had_no_room_to_start_is_handed_over_again(head: Head) -> None:
+    head.start()
+    head.look(2)
+    head.job.respond(json={"status": "PENDING", "message": "It may be waiting for resources"})
+    assert set(head.look(40)) == {Life.ALIVE}
+    assert head.warnings() == ["waits for the Ray cluster: It may be waiting for resources"]
+    head.job.respond(json={"status": "FAILED", "error_type": "JOB_SUPERVISOR_ACTOR_START_TIMEOUT", "message": "late"})
+
+    def forgotten(_: httpx.Request) -> httpx.Response:
+        head.job.respond(404)
+        return httpx.Response(200, json={})
+
+    respx.delete(JOB).mock(side_effect=forgotten)
+    assert set(head.look(10)) == {Life.ALIVE}
+    assert head.submit.call_count == 2
+
+
+def test_what_began_on_gpus_does_not_go_on_without_them(head: Head) -> None:
+    gpu = {**NODE, "resources_total": {"CPU": 2.0, "GPU": 1.0}}
+    head.nodes.respond(json={"data": {"result": {"result": [NODE, gpu]}}})
+    head.start()
+    head.look(1)
+    assert '{"CPU": 1.0, "GPU": 1.0}' in json.loads(head.submit.calls.last.request.content)["entrypoint"]
+    head.nodes.respond(json={"data": {"result": {"result": [NODE]}}})
+    head.job.respond(404)  # the head was started anew
+    head.look(60)
+    assert head.submit.call_count == 1
+    assert "asks for 1 process with 1 CPU, 1 GPU each" in head.warnings()[-1]
 
 
 def test_an_older_attempts_job_is_stopped_before_the_next_is_handed_over(head: Head) -> None:

@@ -14,11 +14,12 @@ import threading
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import fm
 from fm.agent.processes import noted_exit
-from fm.job import EXIT_LOST, EXIT_STOPPED, Job, Reporter
+from fm.errors import DiskFull, FMError
+from fm.job import EXIT_DISK_FULL, EXIT_LOST, EXIT_STOPPED, Job, Reporter
 from fm.layout import StageFolder
 from fm.lifecycle import EventType, Fault
 from fm.ray.cluster import Node
@@ -66,12 +67,14 @@ def _train(folder: StageFolder, nodes: int, per_node: int, each: dict[str, float
 
     threading.Thread(target=_watch, args=(folder,), daemon=True).start()
     ray.init(logging_level=logging.WARNING)
-    asked = f"{per_node} processes with {each} on each of {nodes} nodes"
-    threading.Thread(target=_wait_for_place, args=(folder, nodes, asked), daemon=True).start()
-    here = Ask(nodes, per_node, each).fitting(_living_nodes())[:nodes]
+    ask = Ask(nodes, per_node, each)
+    here = ask.fitting(_living_nodes())[:nodes]
     if len(here) < nodes:
         print(f"of {nodes} nodes {len(here)} are left", flush=True)
         return EXIT_LOST
+    named = _placement(here, per_node)
+    needed = {node.id for node in here} if "label_selector" in named else set()
+    threading.Thread(target=_wait_for_place, args=(folder, ask, needed), daemon=True).start()
     trainer = TorchTrainer(
         train,
         train_loop_config={"folder": str(folder.path)},
@@ -79,7 +82,7 @@ def _train(folder: StageFolder, nodes: int, per_node: int, each: dict[str, float
             num_workers=nodes * per_node,
             use_gpu=each.get("GPU", 0) > 0,
             resources_per_worker=each,
-            **_placement(here, per_node),
+            **named,
         ),
         # A worker that is lost ends the attempt. The agent starts the next, which is the one way to go on.
         run_config=RunConfig(storage_path=str(folder.ray), name="train", failure_config=FailureConfig(max_failures=0)),
@@ -123,26 +126,42 @@ def _watch(folder: StageFolder) -> None:
     os._exit(EXIT_STOPPED)
 
 
-def _wait_for_place(folder: StageFolder, nodes: int, asked: str) -> None:
+def _wait_for_place(folder: StageFolder, ask: Ask, needed: set[str]) -> None:
     """Shows that the job lives until its first worker does, and says once what it waits for. Ends the attempt if it
-    waits for a node that is gone, and the request allows it to go on with fewer."""
+    waits in vain: for one of the nodes `needed` that is gone, or for more nodes than are left, where the request allows
+    it to go on with fewer."""
+    request = Job.read(folder).request.model_copy(update={"process_gpus": int(ask.each.get("GPU", 0))})
+    began, told = time.monotonic(), False
+    try:
+        with closing(Reporter(folder)) as reporter:
+            reporter.pause("waiting", 60.0)
+            while not folder.process.exists():
+                reporter.sign()
+                living = _living_nodes()
+                if gone := needed - {node.id for node in living}:
+                    _end_lost(f"gone before the training began: {', '.join(sorted(gone))}")
+                if (now := place(request, living)) and now.nodes < ask.nodes:
+                    _end_lost(f"of {ask.nodes} nodes {now.nodes} are left")
+                if time.monotonic() - began > _PATIENCE and not told:
+                    told = True
+                    reporter.event(EventType.WARNING, _waits_for(ask), waits_for="cluster")
+                time.sleep(1)
+    except (FMError, OSError) as error:
+        # Without its signs the agent would take it for dead while it waits on, and begin another beside it.
+        _end_lost(str(error), EXIT_DISK_FULL if isinstance(error, DiskFull) else EXIT_LOST)
+
+
+def _end_lost(why: str, code: int = EXIT_LOST) -> NoReturn:
+    print(why, flush=True)
+    os._exit(code)
+
+
+def _waits_for(ask: Ask) -> str:
     import ray
 
-    request, began, told = Job.read(folder).request, time.monotonic(), False
-    with closing(Reporter(folder)) as reporter:
-        reporter.pause("waiting", 60.0)
-        while not folder.process.exists():
-            reporter.sign()
-            if (now := place(request, _living_nodes())) and now.nodes < nodes:
-                print(f"of {nodes} nodes {now.nodes} are left", flush=True)
-                os._exit(EXIT_LOST)
-            if time.monotonic() - began > _PATIENCE and not told:
-                told = True
-                left = ray.available_resources()  # type: ignore[no-untyped-call]
-                free = {name: left.get(name, 0.0) for name in ("CPU", "GPU", "memory")}
-                why = f"waits for room on the Ray cluster: asks for {asked}; free are {free}"
-                reporter.event(EventType.WARNING, why, waits_for="cluster")
-            time.sleep(1)
+    left = ray.available_resources()  # type: ignore[no-untyped-call]
+    free = {name: left.get(name, 0.0) for name in ("CPU", "GPU", "memory")}
+    return f"waits for room on the Ray cluster: asks for {ask}; free are {free}"
 
 
 def _living_nodes() -> list[Node]:

@@ -13,6 +13,7 @@ from fm.agent.devices import Devices
 from fm.agent.inputs import are_apart
 from fm.agent.worker import Worker
 from fm.errors import Conflict, FMError, LeaseLost, RequestError, Unavailable
+from fm.files import passes
 from fm.filestore import FileStore, FolderStore
 from fm.launching import Launcher
 from fm.layout import RunFolder, Storage
@@ -60,6 +61,8 @@ class Agent:
         self._looked_at = store.clock.now() - _LOOK_EVERY
         self._devices = devices
         self._workers: dict[str, Worker] = {}
+        self._given_up: list[Worker] = []
+        """Those whose runs are another agent's by now, as long as their processes hold devices of this machine."""
 
     @property
     def busy(self) -> bool:
@@ -89,15 +92,16 @@ class Agent:
         for run_id, worker in list(self._workers.items()):
             if not self._advance(worker):
                 del self._workers[run_id]
-                self._devices.give_back(worker.devices)
                 logger.info("%s is %s", worker.run.name, worker.run.status.value)
+        self._given_up = [worker for worker in self._given_up if worker.holds_devices()]
+        self._devices.keep(i for worker in (*self._workers.values(), *self._given_up) for i in worker.devices)
         while self._claim():
             pass
 
     def kill(self) -> None:
         """Ends the processes of all its runs, whatever they are doing. Its next step would find them crashed."""
         for worker in self._workers.values():
-            worker.kill()
+            self._kill(worker)
 
     def _claim(self) -> bool:
         """Takes a run, if there is one that may start now. A cluster has a queue of its own, so only their number
@@ -127,8 +131,7 @@ class Agent:
             self._devices.mark(worker.devices)
             self._workers[run.id] = worker
         except Exception as error:
-            self._devices.give_back(devices or ())
-            self._fail(run, lease, error)
+            self._fail(run, lease, error)  # the next step frees its devices
 
     def _advance(self, worker: Worker) -> bool:
         try:
@@ -136,18 +139,29 @@ class Agent:
         except LeaseLost as error:
             logger.warning("%s", error)
             if self._apart:
-                worker.kill()  # its new owner can neither see nor follow a process in this folder
+                self._kill(worker)  # its new owner can neither see nor follow a process in this folder
+            self._given_up.append(worker)
             return False
         except Unavailable as error:
             # Such as a full disk under the store: nothing can be noted now, and nothing is lost by trying again.
             logger.warning("%s: %s", worker.run.name, error)
             return True
         except Exception as error:
+            if isinstance(error, OSError) and passes(error):
+                logger.warning("%s: %s", worker.run.name, error)
+                return True
             # Whatever it is, it concerns this run: an agent that ended with it would leave all the others, and the
             # next one would meet it again.
-            worker.kill()
+            self._kill(worker)
             self._fail(worker.run, worker.lease, error)
             return False
+
+    def _kill(self, worker: Worker) -> None:
+        try:
+            worker.kill()
+        except (FMError, OSError) as error:
+            # It sees by its folder that it is over, or ends by itself.
+            logger.warning("%s: its process can't be ended: %s", worker.run.name, error)
 
     def _fail(self, run: RunRecord, lease: Lease, error: Exception) -> None:
         known = isinstance(error, FMError | OSError)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from types import FrameType
 
@@ -53,8 +55,9 @@ def place_of(settings: Settings) -> str:
 
 
 @contextmanager
-def agent_lock(settings: Settings) -> Iterator[bool]:
-    """Holds the agents' lock; yields whether it could be had. The system releases it when its holder dies."""
+def agent_lock(settings: Settings, *, forever: bool = False) -> Iterator[bool]:
+    """Holds the agents' lock; yields whether it could be had. The system releases it when its holder dies. The file
+    says which Ray cluster its holder serves, and whether it was started for good."""
     with disk_errors(lock_path(settings)):
         descriptor = os.open(lock_path(settings), os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -63,9 +66,40 @@ def agent_lock(settings: Settings) -> Iterator[bool]:
         except BlockingIOError:
             yield False
         else:
+            with disk_errors(lock_path(settings)):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, json.dumps({"cluster": _cluster(), "forever": forever}).encode())
             yield True
     finally:
         os.close(descriptor)
+
+
+def _cluster() -> str:
+    return os.environ.get("FM_RAY_ADDRESS", "")
+
+
+def _lacks_cluster(settings: Settings) -> bool:
+    """Whether the agent that holds the lock serves no Ray cluster although this process names one, and is one of those
+    that come and go. One that was started for good is not ours to end."""
+    try:
+        holder = json.loads(lock_path(settings).read_bytes())
+        serves, forever = str(holder["cluster"]), bool(holder["forever"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # an older ftctl's
+    if not _cluster() or serves == _cluster():
+        return False
+    if forever or serves:
+        _say_once(
+            f"the agent of this machine serves {f'the Ray cluster at {serves}' if serves else 'no Ray cluster'}: for "
+            f"runs on {_cluster()}, start it with that FM_RAY_ADDRESS"
+        )
+        return False
+    return True
+
+
+@cache
+def _say_once(text: str) -> None:
+    logger.warning(text)
 
 
 def serve(
@@ -86,7 +120,7 @@ def serve(
     give_up, drained = time.monotonic() + patience.total_seconds(), False
     try:
         while True:
-            with agent_lock(settings) as held:
+            with agent_lock(settings, forever=forever) as held:
                 if held:
                     drained = _serve(settings, store, stop, None if forever else idle_end)
                 elif time.monotonic() >= give_up:
@@ -109,7 +143,7 @@ def _serve(settings: Settings, store: RunStore, stop: threading.Event, idle_end:
         place_of(settings),
         files=settings.open_files(),
         launcher=settings.launcher,
-        cluster="FM_RAY_ADDRESS" in os.environ,
+        cluster=bool(_cluster()),
     )
     store.announce(agent.id, agent.place, os.getpid(), fm.__version__)
     logger.info("waiting for runs in %s; when this agent ends, its trainings go on", store.database.place)
@@ -152,13 +186,15 @@ def _serve(settings: Settings, store: RunStore, stop: threading.Event, idle_end:
 
 
 def ensure(settings: Settings, store: RunStore) -> None:
-    """Starts an agent, detached, if none lives on this machine. One of an older version is asked to make room for it;
-    those of other machines are not ours to end."""
-    place = place_of(settings)
+    """Starts an agent, detached, if none lives on this machine. One of an older version, or that can't reach the Ray
+    cluster that is named here, is asked to make room for it; those of other machines are not ours to end."""
+    place, lacks_cluster = place_of(settings), _lacks_cluster(settings)
     outdated = [
         agent.id
         for agent in store.agents()
-        if agent.host == place and not agent.drain and _release(agent.version) < _release(fm.__version__)
+        if agent.host == place
+        and not agent.drain
+        and (lacks_cluster or _release(agent.version) < _release(fm.__version__))
     ]
     for agent_id in outdated:
         store.drain(agent_id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterable
 
 
 class Devices:
@@ -55,5 +56,6 @@ class Devices:
     def mark(self, indices: tuple[int, ...]) -> None:
         self._taken.update(indices)
 
-    def give_back(self, indices: tuple[int, ...]) -> None:
-        self._taken.difference_update(indices)
+    def keep(self, indices: Iterable[int]) -> None:
+        """Frees all but these."""
+        self._taken.intersection_update(indices)

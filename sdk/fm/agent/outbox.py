@@ -36,7 +36,7 @@ class Outbox:
             errand, self._errand = self._errand, None
             try:
                 self._stored = errand.result()
-            except FMError as error:
+            except (FMError, OSError) as error:
                 # The training does not depend on it, and the next look tries again.
                 logger.warning("checkpoints of %s are not put out: %s", self._attempt.path, error)
                 self._not_before = time.monotonic() + RETRY_SECONDS

@@ -14,6 +14,11 @@ import psutil
 from fm.layout import StageFolder
 
 
+def is_here(identity: dict[str, Any]) -> bool:
+    """Whether it names a process of this host, or of none in particular."""
+    return bool(identity.get("host", socket.gethostname()) == socket.gethostname())
+
+
 def identify(pid: int) -> dict[str, Any]:
     """What names the process `pid` for good: its pid, start time and host."""
     return {"pid": pid, "started": psutil.Process(pid).create_time(), "host": socket.gethostname()}
@@ -21,7 +26,7 @@ def identify(pid: int) -> dict[str, Any]:
 
 def is_alive(identity: dict[str, Any]) -> bool | None:
     """Whether that very process still runs; None if it is on another host."""
-    if identity["host"] != socket.gethostname():
+    if not is_here(identity):
         return None
     try:
         process = psutil.Process(identity["pid"])

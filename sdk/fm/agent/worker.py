@@ -40,13 +40,7 @@ class Worker:
     """Sees one run through. `advance` does what can be done now, and never waits."""
 
     def __init__(
-        self,
-        store: RunStore,
-        storage: Storage,
-        files: FileStore,
-        launcher: Launcher,
-        run: RunRecord,
-        lease: Lease,
+        self, store: RunStore, storage: Storage, files: FileStore, launcher: Launcher, run: RunRecord, lease: Lease,
         devices: tuple[int, ...] | None = None,
     ) -> None:
         """`devices` are those reserved for a run just claimed; None for one that is adopted as it is."""
@@ -64,7 +58,10 @@ class Worker:
         self._silence = Silence()
         self._stalled = ""
         self._adopted = devices is None
-        self.devices = tuple(self._work.get("devices", ())) if devices is None else devices
+        # Where the process of an adopted run is on another machine, so are its devices.
+        self._is_elsewhere = devices is None and not processes.is_here(self._work.get("handle") or {})
+        kept = () if self._is_elsewhere else self._work.get("devices", ())
+        self.devices = tuple(kept) if devices is None else devices
 
     @property
     def run(self) -> RunRecord:
@@ -89,6 +86,11 @@ class Worker:
         """Ends the process, if there is one, whatever it is doing."""
         if handle := self._work.get("handle"):
             self._launcher.signal(handle, "kill")
+
+    def holds_devices(self) -> bool:
+        """Whether its process still has devices of this machine."""
+        handle = self._work.get("handle")
+        return bool(self.devices and handle) and self._launcher.poll(handle).life is not Life.EXITED
 
     def _lingers(self) -> bool:
         """Whether the ended run's process still holds its devices, or what it saved last is still being put out."""
@@ -227,7 +229,9 @@ class Worker:
         elif stopping:
             self._end(EventType.CANCELED, "cancelled; " + self._progress(), exit_code=code)
         elif self._work["stage"] == "check" and (prepared := self._prepared()):
-            if inputs := self._inputs():
+            if self._is_elsewhere:
+                self._requeue("its data was checked on another machine")
+            elif inputs := self._inputs():
                 self._begin_training(prepared, inputs)
         elif lost_after is not None:
             minutes = int(lost_after.total_seconds() / 60)
@@ -244,12 +248,8 @@ class Worker:
         died = self._stalled or f"its process died ({how if code is not None else 'nobody saw how'})"
         reason = f"{died}; {self._progress()}"
         if self._run.fruitless + 1 >= FRUITLESS_LIMIT:
-            self._end(
-                EventType.FAILED,
-                f"{FRUITLESS_LIMIT} attempts in a row made no progress; the last: {reason}",
-                fault=Fault.INFRASTRUCTURE,
-                exit_code=code,
-            )
+            why = f"{FRUITLESS_LIMIT} attempts in a row made no progress; the last: {reason}"
+            self._end(EventType.FAILED, why, fault=Fault.INFRASTRUCTURE, exit_code=code)
         else:
             self._requeue(reason, counts_as_attempt=True)
 

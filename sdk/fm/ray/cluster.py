@@ -15,12 +15,20 @@ from fm.errors import RequestError, Unauthorised, Unavailable, Unsupported
 
 _OLDEST = (2, 52)
 """Ray Train v2, jobs with exit codes, and tokens."""
-_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+_TIMEOUT = httpx.Timeout(10.0, connect=5.0)
+_TAKING = httpx.Timeout(30.0, connect=5.0)
+"""For what the cluster has to do something: to take a job, to end one."""
 _START = "`ray start --head --dashboard-host …` prints the address"
 ENDED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
+"""Statuses of a job that will not change any more."""
 NO_ENVIRONMENT = "RUNTIME_ENV_SETUP_FAILURE"
 """The error of a job whose runtime environment could not be made."""
-"""Statuses of a job that will not change any more."""
+NOT_STARTED = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"
+"""The error of a job for whose own process the cluster had no room for long; by default a quarter of an hour."""
+
+
+class Unreachable(Unavailable):
+    """Nobody answers at the cluster's address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +149,10 @@ class RayCluster:
         """Ends the job with all its workers; nothing if Ray knows of none."""
         self._ask("POST", f"/api/jobs/{quote(job_id)}/stop", missing={})
 
+    def forget(self, job_id: str) -> None:
+        """Removes an ended job, so that another may bear its name."""
+        self._ask("DELETE", f"/api/jobs/{quote(job_id)}", missing={})
+
     def logs(self, job_id: str) -> str:
         """What the job's entry point has printed."""
         return str(self._ask("GET", f"/api/jobs/{quote(job_id)}/logs", missing={}).get("logs", ""))
@@ -148,11 +160,11 @@ class RayCluster:
     def _ask(self, method: str, path: str, *, missing: Any = None, **more: Any) -> Any:
         if self._client is None:
             headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-            self._client = httpx.Client(base_url=self.address, headers=headers, timeout=_TIMEOUT)
+            self._client = httpx.Client(base_url=self.address, headers=headers)
         try:
-            answer = self._client.request(method, path, **more)
+            answer = self._client.request(method, path, timeout=_TIMEOUT if method == "GET" else _TAKING, **more)
         except httpx.HTTPError as error:
-            raise Unavailable(
+            raise Unreachable(
                 f"the Ray cluster at {self.address} can't be reached: {error or type(error).__name__}",
                 hint=f"check FM_RAY_ADDRESS and that the cluster's head runs; {_START}",
             ) from error

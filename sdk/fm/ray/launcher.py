@@ -11,26 +11,30 @@ import os
 import secrets
 import shlex
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import fm
 from fm.agent import processes
 from fm.errors import FMError, RequestError, Unauthorised, Unavailable
+from fm.files import disk_errors, write_json
 from fm.job import Job, Reporter, Stage
 from fm.launching import Handle, Life, Poll
-from fm.layout import StageFolder
+from fm.layout import StageFolder, Storage
 from fm.lifecycle import EventType, Fault
-from fm.ray.cluster import NO_ENVIRONMENT, RayCluster, RayJob
-from fm.ray.placing import Ask, no_room, place
-from fm.request import TrainRequest
+from fm.ray.cluster import NO_ENVIRONMENT, NOT_STARTED, RayCluster, RayJob, Unreachable
+from fm.ray.environment import runtime_environment
+from fm.ray.placing import Ask, gpus_each, no_room, place
 from fm.types import RunRecord
 
 _ASK_EVERY = 2.0
 """Seconds between two questions to Ray about one job; the folder is looked at each time."""
+_AWAY = 10.0
+"""Seconds for which a cluster that can't be reached is left alone: to find out takes as many, during which the agent
+does nothing for its other runs."""
 _LOST_AFTER = 20.0
 """Seconds without a sign from the first worker, after which a job that Ray knows nothing of is over. A living worker
 signs every second, whatever it does."""
@@ -41,13 +45,6 @@ _TELL_AFTER = 30.0
 _PREPARING = 1800.0
 """Seconds that Ray may take to prepare a job's environment and to start it."""
 _ENTRY = "fm_local.ray_job"
-_QUIET = {
-    "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1", "OMP_WAIT_POLICY": "PASSIVE",
-    # Each line of each process, as it is, with the process that printed it.
-    "RAY_DEDUP_LOGS": "0", "RAY_COLOR_PREFIX": "0", "RAY_TRAIN_V2_ENABLED": "1", "RAY_USAGE_STATS_ENABLED": "0",
-    # A process that would tell the training of nodes that are about to be taken away; nobody there listens.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-}
 
 
 @dataclass(slots=True)
@@ -78,6 +75,8 @@ class RayLauncher:
         self._now = now
         self._watches: dict[str, _Watch] = {}
         self._clusters = {cluster.address: cluster} if cluster else {}
+        self._away: dict[str, tuple[float, str]] = {}
+        """By address: until when the cluster is left alone, and what its absence looks like."""
 
     def start(self, run: RunRecord, folder: StageFolder, stage: Stage) -> Handle:
         """Names the job. `poll` hands it to the cluster, and does so again until the cluster takes it: so it is one
@@ -93,9 +92,10 @@ class RayLauncher:
             return Poll(Life.EXITED, code)
         now = self._now()
         watch = self._watches.setdefault(handle["job"], _Watch(began=now, ask_at=now, signed=now))
-        if (sign := _sign(folder)) != watch.sign:
-            watch.sign, watch.signed = sign, now
-        has_begun = folder.log.exists() or sign is not None
+        with suppress(OSError):  # a network's disk that is away for a moment is no sign of anything
+            if (sign := _sign(folder)) != watch.sign:
+                watch.sign, watch.signed = sign, now
+        has_begun = folder.log.exists() or watch.sign is not None
         if not has_begun and not (watch.reached and watch.job) and folder.order.exists():
             return Poll(Life.EXITED)  # should a cluster that can't be asked begin it after all, it sees the order
         if now >= watch.ask_at:
@@ -105,6 +105,9 @@ class RayLauncher:
             except Unavailable as error:
                 if not has_begun:
                     self._wait(folder, watch, error.message)
+            except (Unauthorised, RequestError):
+                if not has_begun:
+                    raise
         silent = has_begun and now - watch.signed > _LOST_AFTER
         if not watch.reached:
             return Poll(Life.UNKNOWN if silent else Life.ALIVE)
@@ -119,61 +122,86 @@ class RayLauncher:
     def signal(self, handle: Handle, how: Literal["stop", "kill"]) -> None:
         folder = StageFolder(Path(handle["folder"]))
         training = handle["stage"] == "train" and folder.process.exists()
-        folder.order.write_text("stop" if how == "stop" and training else "kill")
+        with disk_errors(folder.order):
+            folder.order.write_text("stop" if how == "stop" and training else "kill")
         if how == "kill" or not training:
-            with suppress(Unavailable, Unauthorised):  # its workers look for the order by themselves
-                self._cluster(handle).stop(handle["job"])
+            with suppress(FMError), self._reaching(handle) as cluster:  # its workers look for the order by themselves
+                cluster.stop(handle["job"])
 
     def _ask(self, handle: Handle, folder: StageFolder, watch: _Watch, *, has_begun: bool) -> None:
         """Asks for the job; hands it over if the cluster has none of that name and it can't have begun.
 
         Raises:
             Unavailable: the cluster can't be reached, is not ready for jobs, or has no room.
+            Unauthorised, RequestError: it refuses the token, or there is none to be read.
         """
-        cluster, watch.reached = self._cluster(handle), False
-        try:
+        watch.reached = False
+        with self._reaching(handle) as cluster:
             watch.job = cluster.job(handle["job"])
-        except Unauthorised:
+            watch.reached = True
             if has_begun:
                 return
-            raise
-        watch.reached = True
-        if watch.job or has_begun:
-            return
+            if watch.job and watch.job.error == NOT_STARTED:
+                # As long as others have all that there is. Ray would take no second job of that name.
+                cluster.forget(handle["job"])
+                watch.job = None
+                raise Unavailable("it has had no room for the job's own process")
+            if watch.job is None:
+                self._hand_over(cluster, handle, folder)
+                watch.job, watch.signed = RayJob("PENDING"), self._now()
+            elif watch.job.status == "PENDING":
+                self._tell(folder, watch, watch.job.message)
+
+    def _hand_over(self, cluster: RayCluster, handle: Handle, folder: StageFolder) -> None:
         cluster.check_version()
         for older in cluster.unfinished(f"{handle['run']}-"):
             cluster.stop(older)
-        stage, request = handle["stage"], Job.read(folder).request
-        ask = _place(cluster, request) if stage == "train" else Ask(1, 1, {"CPU": 1.0})
+        stage = handle["stage"]
+        ask = _place(cluster, Job.read(folder)) if stage == "train" else Ask(1, 1, {"CPU": 1.0})
         environment = runtime_environment(handle["env"])
         cluster.submit(handle["job"], self._command(folder, stage, ask), environment, cpus=1 if stage == "check" else 0)
-        watch.job, watch.signed = RayJob("PENDING"), self._now()
 
     def _wait(self, folder: StageFolder, watch: _Watch, why: str) -> None:
         """Puts off the next attempt to hand the job over, and says after a while for what it waits."""
-        now = self._now()
-        watch.ask_at, watch.pause = now + watch.pause, min(2 * watch.pause, _SLOWEST)
+        watch.ask_at, watch.pause = self._now() + watch.pause, min(2 * watch.pause, _SLOWEST)
         with closing(Reporter(folder)) as reporter:
             reporter.pause("waiting", _PREPARING)
-            if now - watch.began >= _TELL_AFTER and why not in watch.told:
-                watch.told.add(why)
+        self._tell(folder, watch, why)
+
+    def _tell(self, folder: StageFolder, watch: _Watch, why: str) -> None:
+        if why and self._now() - watch.began >= _TELL_AFTER and why not in watch.told:
+            watch.told.add(why)
+            with closing(Reporter(folder)) as reporter:
                 reporter.event(EventType.WARNING, f"waits for the Ray cluster: {why}", waits_for="cluster")
 
     def _command(self, folder: StageFolder, stage: Stage, ask: Ask) -> str:
         words = ["python", "-m", self._entry, stage, str(folder.path), fm.__version__]
         return shlex.join([*words, str(ask.nodes), str(ask.per_node), json.dumps(ask.each)])
 
-    def _cluster(self, handle: Handle) -> RayCluster:
-        if handle["address"] not in self._clusters:
-            self._clusters[handle["address"]] = RayCluster.at(handle["address"])
-        return self._clusters[handle["address"]]
+    @contextmanager
+    def _reaching(self, handle: Handle) -> Iterator[RayCluster]:
+        """The cluster that has the job, unless it could not be reached just now."""
+        address = handle["address"]
+        until, why = self._away.get(address, (0.0, ""))
+        if self._now() < until:
+            raise Unavailable(why)
+        if address not in self._clusters:
+            self._clusters[address] = RayCluster.at(address)
+        try:
+            yield self._clusters[address]
+        except Unreachable as error:
+            self._away[address] = (self._now() + _AWAY, error.message)
+            raise
+        except Unauthorised:
+            del self._clusters[address]  # the next look reads the token anew
+            raise
 
     def _explain(self, handle: Handle, folder: StageFolder, job: RayJob) -> None:
         """Says for a job that ended before it could write into its folder why it did, if that will not pass by itself:
         what it printed, or what Ray says."""
         printed = ""
-        with suppress(Unavailable, Unauthorised):
-            printed = self._cluster(handle).logs(handle["job"])
+        with suppress(FMError), self._reaching(handle) as cluster:
+            printed = cluster.logs(handle["job"])
         folder.log.write_text(printed or job.message + "\n")
         if job.error != NO_ENVIRONMENT and not (job.exit_code or 0) > 0:
             return
@@ -185,15 +213,19 @@ class RayLauncher:
             reporter.event(event, why, fault=Fault.INFRASTRUCTURE.value, exit_code=job.exit_code)
 
 
-def _place(cluster: RayCluster, request: TrainRequest) -> Ask:
-    """Where the request's processes go now.
+def _place(cluster: RayCluster, job: Job) -> Ask:
+    """Where the training's processes go now. What has begun on GPUs does not go on without them: of a request that
+    leaves them open, the run's folder keeps what the first attempt got.
 
     Raises:
         Unavailable: there is no room for them.
     """
-    nodes = cluster.nodes()
+    nodes, note = cluster.nodes(), Storage(Path(job.storage_root)).run(job.run_id).placing
+    kept = json.loads(note.read_bytes()) if note.exists() else {"process_gpus": gpus_each(job.request, nodes)}
+    request = job.request.model_copy(update=kept)
     if (ask := place(request, nodes)) is None:
         raise Unavailable(no_room(request, nodes))
+    write_json(note, kept)
     return ask
 
 
@@ -206,42 +238,3 @@ def _sign(folder: StageFolder) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_ino, found.st_mtime_ns
-
-
-def runtime_environment(own: Mapping[str, str]) -> dict[str, Any]:
-    """A job's environment: what FM_RAY_ENV says, a YAML file of Ray's own fields, and `own`, the run's variables. A
-    value ``${NAME}`` there is taken from the agent's environment: no store ever holds it.
-
-    Raises:
-        RequestError: the file can't be read, or refers to a variable that is not set.
-    """
-    found: dict[str, Any] = {}
-    if path := os.environ.get("FM_RAY_ENV"):
-        import yaml
-
-        try:
-            found = yaml.safe_load(Path(path).expanduser().read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
-            raise _bad_environment(path, str(error)) from None
-        if not isinstance(found, dict) or not isinstance(found.get("env_vars", {}), dict):
-            raise _bad_environment(path, "it holds no mapping, or an env_vars that is none")
-    variables = {name: _resolved(str(value), os.environ) for name, value in found.get("env_vars", {}).items()}
-    kept = {name: value for name, value in own.items() if not name.startswith(("CUDA_", "FM_"))}
-    return {**found, "env_vars": {**kept, **_QUIET, **variables}}
-
-
-def _resolved(value: str, environment: Mapping[str, str]) -> str:
-    if not (value.startswith("${") and value.endswith("}")):
-        return value
-    name = value[2:-1]
-    if name not in environment:
-        raise _bad_environment(os.environ["FM_RAY_ENV"], f"{name}, to which it refers, is not set here")
-    return environment[name]
-
-
-def _bad_environment(path: str, problem: str) -> FMError:
-    return RequestError(
-        f"FM_RAY_ENV is {path}: {problem}",
-        field="FM_RAY_ENV",
-        hint="a YAML file with Ray's fields, such as pip and env_vars; ${NAME} stands for a variable of the agent",
-    )

@@ -24,9 +24,8 @@ class Ask:
 
     @classmethod
     def of(cls, request: TrainRequest, cluster: Sequence[Node]) -> Self:
-        """What `request` asks for. Where it says nothing of GPUs, one for each process if the cluster has any."""
-        has_gpus = any(node.resources.get("GPU") for node in cluster)
-        gpus = int(has_gpus) if request.process_gpus is None else request.process_gpus
+        """What `request` asks for of this cluster."""
+        gpus = gpus_each(request, cluster)
         each = {"CPU": float(request.process_cpus)}
         each |= {"GPU": float(gpus)} if gpus else {}
         each |= {"memory": request.process_memory * _GIB} if request.process_memory else {}
@@ -49,6 +48,13 @@ class Ask:
         count = self.nodes * self.per_node
         where = f"{self.per_node} on each of {self.nodes} nodes" if self.nodes > 1 else "on one node"
         return f"{count} {'processes' if count > 1 else 'process'} with {each} each, {where}"
+
+
+def gpus_each(request: TrainRequest, cluster: Sequence[Node]) -> int:
+    """GPUs for each process: where the request says nothing of them, one if the cluster has any."""
+    if request.process_gpus is not None:
+        return request.process_gpus
+    return int(any(node.resources.get("GPU") for node in cluster))
 
 
 def describe(cluster: Sequence[Node]) -> str:
