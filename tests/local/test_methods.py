@@ -115,8 +115,16 @@ def test_trap_28_merging_into_another_base_of_the_same_shape_is_refused(tmp_path
         export(copy, other, tmp_path / "out", merge=True)
 
 
-def test_trap_28_an_evaluation_between_two_steps_leaves_the_gradients_of_a_4_bit_base_whole(tmp_path: Path) -> None:
+def test_trap_28_an_evaluation_between_two_steps_leaves_the_gradients_of_a_4_bit_base_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import bitsandbytes
+
+    # Where the CPU has no such products bitsandbytes repacks nothing: then the switch alone tells.
+    monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: True)
     language_model = load_nf4(model("llama", tmp_path / "base"), dtype=torch.bfloat16, device=CPU)
+    layers = [module for module in language_model.modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    assert layers and not any(layer.support_avx512bf16_for_cpu for layer in layers)
     ids = torch.arange(20)[None]
 
     def gradient() -> torch.Tensor:

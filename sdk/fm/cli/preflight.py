@@ -25,7 +25,7 @@ def preflight(file: Path | None, output: str, quiet: bool, **flags: Any) -> int:
     """Try what `ftctl create` would start, in some minutes: MODEL on a few rows of TRAIN_DATA_PATH.
 
     First one batch is to be learnt by heart; then come some steps with 1, 2, 4, … processes, and on a Ray cluster on 2,
-    4, … nodes. The exit code is 0 if all rungs passed, else 7. Nothing of it remains.
+    4, … nodes. The exit code is 0 if no rung failed, else 7. Nothing of it remains.
     """
     from fm.api.preflight import preflight as climb
     from fm.display import plain
