@@ -36,7 +36,9 @@ class Head:
     def __init__(self, folder: StageFolder) -> None:
         self.folder = folder
         self.time = 0.0
-        self.launcher = RayLauncher(RayCluster.at(HEAD), now=lambda: self.time)
+        cluster = RayCluster.at(HEAD)
+        cluster.now = lambda: self.time
+        self.launcher = RayLauncher(cluster, now=cluster.now)
         self.handle: Handle = {}
         respx.get(f"{HEAD}/api/version").respond(json={"ray_version": "2.60.0"})
         self.jobs = respx.get(f"{HEAD}/api/jobs/").respond(json=[])

@@ -89,7 +89,7 @@ class Worker:
 
     def holds_devices(self) -> bool:
         """Whether its process still has devices of this machine."""
-        handle = self._work.get("handle")
+        handle = self._work.get("handle") or {}
         return bool(self.devices and handle) and self._launcher.poll(handle).life is not Life.EXITED
 
     def _lingers(self) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -19,6 +21,7 @@ _TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 _TAKING = httpx.Timeout(30.0, connect=5.0)
 """For what the cluster has to do something: to take a job, to end one."""
 _START = "`ray start --head --dashboard-host …` prints the address"
+_CHECK = f"check FM_RAY_ADDRESS and that the cluster's head runs; {_START}"
 ENDED = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
 """Statuses of a job that will not change any more."""
 NO_ENVIRONMENT = "RUNTIME_ENV_SETUP_FAILURE"
@@ -26,9 +29,9 @@ NO_ENVIRONMENT = "RUNTIME_ENV_SETUP_FAILURE"
 NOT_STARTED = "JOB_SUPERVISOR_ACTOR_START_TIMEOUT"
 """The error of a job for whose own process the cluster had no room for long; by default a quarter of an hour."""
 
-
-class Unreachable(Unavailable):
-    """Nobody answers at the cluster's address."""
+_AWAY = 10.0
+"""Seconds for which a cluster that can't be reached is not asked again: to find out takes as many, in which an agent
+does nothing for its other runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,11 @@ class RayCluster:
 
     address: str
     token: str = field(default="", repr=False)
+    now: Callable[[], float] = field(default=time.monotonic, repr=False)
+    """A clock in seconds."""
     _client: httpx.Client | None = field(default=None, repr=False)
+    _away: tuple[float, str] = field(default=(float("-inf"), ""), repr=False)
+    """Until when it is left alone, and what was wrong."""
 
     @classmethod
     def of_environment(cls) -> Self:
@@ -158,16 +165,18 @@ class RayCluster:
         return str(self._ask("GET", f"/api/jobs/{quote(job_id)}/logs", missing={}).get("logs", ""))
 
     def _ask(self, method: str, path: str, *, missing: Any = None, **more: Any) -> Any:
+        until, why = self._away
+        if self.now() < until:
+            raise Unavailable(why, hint=_CHECK)
         if self._client is None:
             headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
             self._client = httpx.Client(base_url=self.address, headers=headers)
         try:
             answer = self._client.request(method, path, timeout=_TIMEOUT if method == "GET" else _TAKING, **more)
         except httpx.HTTPError as error:
-            raise Unreachable(
-                f"the Ray cluster at {self.address} can't be reached: {error or type(error).__name__}",
-                hint=f"check FM_RAY_ADDRESS and that the cluster's head runs; {_START}",
-            ) from error
+            why = f"the Ray cluster at {self.address} can't be reached: {error or type(error).__name__}"
+            self._away = (self.now() + _AWAY, why)
+            raise Unavailable(why, hint=_CHECK) from error
         if answer.status_code in (401, 403):
             raise Unauthorised(
                 f"the Ray cluster at {self.address} {'needs a token' if not self.token else 'refuses this token'}",

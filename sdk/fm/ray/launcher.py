@@ -25,16 +25,13 @@ from fm.job import Job, Reporter, Stage
 from fm.launching import Handle, Life, Poll
 from fm.layout import StageFolder, Storage
 from fm.lifecycle import EventType, Fault
-from fm.ray.cluster import NO_ENVIRONMENT, NOT_STARTED, RayCluster, RayJob, Unreachable
+from fm.ray.cluster import NO_ENVIRONMENT, NOT_STARTED, RayCluster, RayJob
 from fm.ray.environment import runtime_environment
 from fm.ray.placing import Ask, gpus_each, no_room, place
 from fm.types import RunRecord
 
 _ASK_EVERY = 2.0
 """Seconds between two questions to Ray about one job; the folder is looked at each time."""
-_AWAY = 10.0
-"""Seconds for which a cluster that can't be reached is left alone: to find out takes as many, during which the agent
-does nothing for its other runs."""
 _LOST_AFTER = 20.0
 """Seconds without a sign from the first worker, after which a job that Ray knows nothing of is over. A living worker
 signs every second, whatever it does."""
@@ -75,8 +72,6 @@ class RayLauncher:
         self._now = now
         self._watches: dict[str, _Watch] = {}
         self._clusters = {cluster.address: cluster} if cluster else {}
-        self._away: dict[str, tuple[float, str]] = {}
-        """By address: until when the cluster is left alone, and what its absence looks like."""
 
     def start(self, run: RunRecord, folder: StageFolder, stage: Stage) -> Handle:
         """Names the job. `poll` hands it to the cluster, and does so again until the cluster takes it: so it is one
@@ -125,7 +120,7 @@ class RayLauncher:
         with disk_errors(folder.order):
             folder.order.write_text("stop" if how == "stop" and training else "kill")
         if how == "kill" or not training:
-            with suppress(FMError), self._reaching(handle) as cluster:  # its workers look for the order by themselves
+            with suppress(FMError), self._asking(handle) as cluster:  # its workers look for the order by themselves
                 cluster.stop(handle["job"])
 
     def _ask(self, handle: Handle, folder: StageFolder, watch: _Watch, *, has_begun: bool) -> None:
@@ -136,7 +131,7 @@ class RayLauncher:
             Unauthorised, RequestError: it refuses the token, or there is none to be read.
         """
         watch.reached = False
-        with self._reaching(handle) as cluster:
+        with self._asking(handle) as cluster:
             watch.job = cluster.job(handle["job"])
             watch.reached = True
             if has_begun:
@@ -179,19 +174,13 @@ class RayLauncher:
         return shlex.join([*words, str(ask.nodes), str(ask.per_node), json.dumps(ask.each)])
 
     @contextmanager
-    def _reaching(self, handle: Handle) -> Iterator[RayCluster]:
-        """The cluster that has the job, unless it could not be reached just now."""
+    def _asking(self, handle: Handle) -> Iterator[RayCluster]:
+        """The cluster that has the job."""
         address = handle["address"]
-        until, why = self._away.get(address, (0.0, ""))
-        if self._now() < until:
-            raise Unavailable(why)
         if address not in self._clusters:
             self._clusters[address] = RayCluster.at(address)
         try:
             yield self._clusters[address]
-        except Unreachable as error:
-            self._away[address] = (self._now() + _AWAY, error.message)
-            raise
         except Unauthorised:
             del self._clusters[address]  # the next look reads the token anew
             raise
@@ -200,7 +189,7 @@ class RayLauncher:
         """Says for a job that ended before it could write into its folder why it did, if that will not pass by itself:
         what it printed, or what Ray says."""
         printed = ""
-        with suppress(FMError), self._reaching(handle) as cluster:
+        with suppress(FMError), self._asking(handle) as cluster:
             printed = cluster.logs(handle["job"])
         folder.log.write_text(printed or job.message + "\n")
         if job.error != NO_ENVIRONMENT and not (job.exit_code or 0) > 0:
