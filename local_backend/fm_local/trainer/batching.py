@@ -1,7 +1,9 @@
 """Which examples are trained together, and in which order: pure functions of the seed and the epoch.
 
-Examples of similar length share an optimiser step, so that hardly any padding is computed; the steps' order is random.
-Where a run stands in an epoch is one number, the index of the next step, so resuming skips and repeats nothing.
+A step's examples are drawn at random, and arranged only within their step: several in a row, or those of similar length
+in rows that are padded. (Whole steps of similar lengths need little padding too, but what they teach depends more on
+the seed: docs/performance.md.) Where a run stands in an epoch is one number, the index of the next step, so resuming
+skips and repeats nothing.
 """
 
 from __future__ import annotations
@@ -14,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-WINDOW_STEPS = 32
-"""Examples are sorted by length within shuffled windows of this many steps: long enough to find similar lengths,
-short enough that a step's examples differ from epoch to epoch."""
+_GROUP_TOKENS = 50
+"""Tokens in whose time a group of rows could be computed for what it costs to begin one."""
 
 Indices = npt.NDArray[np.int64]
 Piece = tuple[Indices, bool]
@@ -96,12 +97,8 @@ class MicroBatch:
 def epoch_steps(lengths: Indices, batch_size: int, seed: int, epoch: int) -> list[Indices]:
     """The examples of each optimiser step of `epoch`; every example is in exactly one. The last window may leave one
     step that is smaller than `batch_size`."""
-    random = np.random.default_rng([seed, epoch])
-    shuffled = random.permutation(len(lengths))
-    window = np.arange(len(lengths)) // (WINDOW_STEPS * batch_size)
-    arranged = shuffled[np.lexsort((lengths[shuffled], window))]
-    starts = random.permutation(np.arange(0, len(lengths), batch_size))
-    return [arranged[start : start + batch_size] for start in starts]
+    shuffled = np.random.default_rng([seed, epoch]).permutation(len(lengths))
+    return [shuffled[start : start + batch_size] for start in range(0, len(shuffled), batch_size)]
 
 
 def rank_share(step: Indices, rank: int, world: int) -> Indices:
@@ -127,15 +124,24 @@ def pieces_of_all(
 
 
 def micro_batches(examples: Indices, lengths: Indices, max_tokens: int) -> list[Indices]:
-    """Cuts examples into groups that, padded to their longest, hold at most `max_tokens` each (or one example)."""
+    """Cuts examples into groups that, padded to their longest, hold at most `max_tokens` each (or one example): those
+    with the fewest tokens in all, where each group counts for `_GROUP_TOKENS` more. The largest groups come first."""
     by_length = examples[np.argsort(-lengths[examples], kind="stable")]
-    groups: list[Indices] = []
-    start = 0
-    while start < len(by_length):
-        rows = max(1, max_tokens // max(1, int(lengths[by_length[start]])))
-        groups.append(by_length[start : start + rows])
-        start += rows
-    return groups
+    sizes = np.maximum(lengths[by_length], 1)
+    # costs[n] is of the first n examples, whose last group begins at starts[n].
+    costs, starts = np.zeros(len(sizes) + 1), np.zeros(len(sizes) + 1, dtype=np.int64)
+    first = 0
+    for end in range(1, len(sizes) + 1):
+        while first < end - 1 and (end - first) * sizes[first] > max_tokens:
+            first += 1
+        tokens = costs[first:end] + (end - np.arange(first, end)) * sizes[first:end]
+        best = int(tokens.argmin())
+        costs[end], starts[end] = tokens[best] + _GROUP_TOKENS, first + best
+    groups, end = [], len(sizes)
+    while end:
+        groups.append(by_length[starts[end] : end])
+        end = starts[end]
+    return sorted(groups, key=lambda group: -len(group) * int(lengths[group[0]]))
 
 
 def collate(data: Examples, examples: Sequence[int] | Indices, *, labelled: bool = True) -> MicroBatch:

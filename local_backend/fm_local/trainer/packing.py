@@ -7,6 +7,7 @@ is cut, and the gradient is the same. So steps, schedule and epochs are those of
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -55,17 +56,29 @@ def pack(examples: Indices, lengths: Indices, max_tokens: int) -> list[Indices]:
     return [examples[chosen] for chosen in best_fit(lengths[examples] - 1, max_tokens)]
 
 
+def spread(examples: Indices, lengths: Indices, rows: int) -> list[Indices]:
+    """`examples` in as many rows, all about as long: from the longest on, each goes to the row with the fewest tokens
+    (at most 4/3 of the best possible longest row; Graham 1969)."""
+    found: list[list[int]] = [[] for _ in range(rows)]
+    filled = [(0, number) for number in range(rows)]
+    for item in np.argsort(-lengths[examples], kind="stable").tolist():
+        tokens, number = heappop(filled)
+        found[number].append(item)
+        heappush(filled, (tokens + int(lengths[examples[item]]), number))
+    return [examples[chosen] for chosen in found if chosen]
+
+
 def choose_packing(loss: TokenLoss, wish: str | bool, device: torch.device, report: Report) -> bool:
     """Whether the training packs; if so, the model is left with the attention that keeps documents apart.
 
     That it does is measured and not assumed: which models carry something from one document to the next, and
-    which kernels work on this machine, no list knows. "auto" packs on a GPU where an attention that skips other
-    documents is at hand: on a CPU, and wherever a dense mask is needed, batches by length are quicker.
+    which kernels work on this machine, no list knows. "auto" packs where an attention that skips other documents is at
+    hand: where a dense mask is needed, padded rows of similar length are quicker.
 
     Raises:
         Unsupported: `wish` is True, and no attention of this machine keeps this model's documents apart.
     """
-    if wish is False or (wish == "auto" and device.type != "cuda"):
+    if wish is False:
         return False
     model = loss.language_model
     before = model.config._attn_implementation
@@ -89,11 +102,11 @@ def choose_packing(loss: TokenLoss, wish: str | bool, device: torch.device, repo
         raise Unsupported(
             f"examples of this {kind} model would see each other in a packed row ({why})",
             field="packing",
-            hint='leave it at packing="auto", which makes batches of similar length instead',
+            hint='leave it at packing="auto", which pads rows of similar length instead',
         )
     report.event(
         EventType.WARNING,
-        f"packing is left out for this {kind} model, and batches are made of similar lengths instead ({why})",
+        f"packing is left out for this {kind} model, and rows of similar length are padded instead ({why})",
         field="packing",
     )
     return False

@@ -121,10 +121,9 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
         loss.look_at_head()
         with gathered_outside_layers(loss):
             refuse_unreached_adapters(loss, trainee.trainable, accelerator.device)
-            packed = choose_packing(loss, request.packing, accelerator.device, report)
-            size = data.lengths.mean(), data.lengths.max()
-            if not packed and device.prefers_plain_attention(accelerator.device, precision, *size):
+            if device.prefers_plain_attention(accelerator.device, precision, data.lengths.mean(), data.lengths.max()):
                 attend_by_products(loss, accelerator.device)
+            packed = choose_packing(loss, request.packing, accelerator.device, report)
     trained_parameters = sum(shape_of(parameter).numel() for parameter in trainee.trainable.values())
     with accelerator.autocast():
         lanes = open_lanes(loss, trainee, accelerator)

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from fm_local.trainer.batching import Indices, MicroBatch, Piece, collate, collate_packed, micro_batches, pieces_of_all
 from fm_local.trainer.failures import is_out_of_memory
-from fm_local.trainer.packing import pack
+from fm_local.trainer.packing import pack, spread
 from fm_local.trainer.setup import Training
 
 
@@ -52,8 +52,15 @@ class Stepper:
             torch.OutOfMemoryError: not even one example fits.
         """
         while True:
-            bound, side_by_side = self._bound(examples)
-            pieces = self._pieces(examples, bound)
+            cut, side_by_side = self._cut(examples)
+            pieces = pieces_of_all(
+                examples,
+                self._training.data.lengths,
+                self._accelerator.process_index,
+                self._accelerator.num_processes,
+                cut=cut,
+                even=self._training.sharded,
+            )
             try:
                 return self._accumulate(examples, pieces, side_by_side, step, seed, max_norm)
             except Exception as error:
@@ -67,27 +74,18 @@ class Stepper:
             widest = max(len(piece) * int(self._training.data.lengths[piece].max()) for piece, _ in pieces)
             self.max_tokens = min(self.max_tokens, widest) // 2
 
-    def _bound(self, examples: Indices) -> tuple[int, bool]:
-        """The padded tokens that a piece may have, and whether pieces are computed side by side: where each lane gets
-        one, and all of them together stay within `max_tokens`."""
-        lanes, longest = self._training.lanes.count, int(self._training.data.lengths[examples].max())
-        if lanes == 1 or len(examples) < lanes or lanes * longest > self.max_tokens:
-            return self.max_tokens, False
-        padded = len(examples) * longest
-        rounds = math.ceil(padded / self.max_tokens)
-        return max(longest, math.ceil(padded / (rounds * lanes))), True
-
-    def _pieces(self, examples: Indices, max_tokens: int) -> list[Piece]:
-        lengths = self._training.data.lengths
-        cut = pack if self._training.packed else micro_batches
-        return pieces_of_all(
-            examples,
-            lengths,
-            self._accelerator.process_index,
-            self._accelerator.num_processes,
-            cut=lambda share: cut(share, lengths, max_tokens),
-            even=self._training.sharded,
-        )
+    def _cut(self, examples: Indices) -> tuple[Callable[[Indices], list[Indices]], bool]:
+        """How a share of `examples` is cut into pieces, and whether those are computed side by side: where each lane
+        gets one, and all of them together stay within `max_tokens`."""
+        lengths, packed, lanes = self._training.data.lengths, self._training.packed, self._training.lanes.count
+        longest, most = int(lengths[examples].max()), self.max_tokens
+        if lanes == 1 or len(examples) < lanes or lanes * longest > most:
+            cut = pack if packed else micro_batches
+            return lambda share: cut(share, lengths, most), False
+        if not packed:
+            return lambda share: micro_batches(share, lengths, most // lanes), True
+        rounds = math.ceil(int(lengths[examples].sum()) / most)
+        return lambda share: spread(share, lengths, rounds * lanes), True
 
     def _accumulate(
         self, examples: Indices, pieces: list[Piece], side_by_side: bool, step: int, seed: int, max_norm: float
