@@ -61,7 +61,7 @@ def test_a_step_side_by_side_has_the_losses_of_one_piece_after_the_other(
     method = "full" if family in FULL_ONLY else "lora"
     more: dict[str, Any] = {"base": save(family, tmp_path / "base"), "learning_rate": 1e-3, "method": method}
     one, two = (trained(tmp_path / str(count), count, monkeypatch, **more) for count in (1, 2))
-    assert losses(one)[-1] < losses(one)[0]
+    assert sum(losses(one)[-3:]) < sum(losses(one)[:3])  # an epoch each
     for name in ("loss/train/total", "metrics/eval/LanguageCrossEntropy"):
         assert losses(two, name) == pytest.approx(losses(one, name), rel=2e-4), name
 

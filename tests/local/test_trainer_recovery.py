@@ -173,16 +173,16 @@ def test_where_memory_runs_out_the_pieces_become_smaller_and_the_gradient_stays(
         return load_file(folder.final / "model.safetensors")
 
     expected = trained(tmp_path / "plain")
-    forward, rows = TokenLoss.forward, []
+    forward, tokens = TokenLoss.forward, []
 
     def limited(self: TokenLoss, batch: object) -> object:
-        rows.append(len(batch.ids))  # type: ignore[attr-defined]
-        if rows[-1] > 2:
+        tokens.append(batch.ids.numel())  # type: ignore[attr-defined]
+        if tokens[-1] > 64:
             raise torch.OutOfMemoryError("planted")
         return forward(self, batch)  # type: ignore[arg-type]
 
     monkeypatch.setattr(TokenLoss, "forward", limited)
     found = trained(tmp_path / "limited")
-    assert max(rows) > 2 and rows[-1] <= 2
+    assert max(tokens) > 64 and tokens[-1] <= 64
     for name in expected:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)

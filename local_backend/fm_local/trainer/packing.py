@@ -130,16 +130,17 @@ def why_not_isolated(loss: TokenLoss, device: torch.device) -> str | None:
         return loss.logits(batch)[0, -len(second) :].detach().float()
 
     was_training = model.training
-    model.eval()
     try:
+        model.train()
+        # First, since DeepSpeed lets go of what this has gathered once it is passed through without a gradient.
+        value = loss.logits(lay_in_row([first, second]).to(device)).float().square().mean()
+        # The way to the first trained parameter leads through all layers.
+        try_backward(loss, value, [next(p for p in loss.parameters() if p.requires_grad)])
+        model.eval()
         with torch.no_grad():
             packed, replaced = logits_of_second([first, second]), logits_of_second([other, second])
             alone = logits_of_second([second])
             joined, rejoined = (logits_of_second([np.concatenate([x, second])]) for x in (first, other))
-        model.train()
-        value = loss.logits(lay_in_row([first, second]).to(device)).float().square().mean()
-        # The way to the first trained parameter leads through all layers.
-        try_backward(loss, value, [next(p for p in loss.parameters() if p.requires_grad)])
     finally:
         model.train(was_training)
     leak, influence = _difference(packed, replaced), _difference(joined, rejoined)

@@ -109,8 +109,9 @@ def create(
         weight_decay: AdamW's decoupled decay.
         max_grad_norm: gradients are clipped to this norm.
         precision: "auto" is bf16 where the machine has it.
-        packing: "auto" packs several examples into a row where that is quicker: on a GPU. True does so everywhere,
-            or refuses a model that can't keep them apart; False never does. The gradient is the same in all cases.
+        packing: "auto" packs several examples of a step into a row where the model keeps them apart at no great cost.
+            True does so everywhere, or refuses a model that can't keep them apart; False never does. The gradient is
+            the same in all cases.
         train_on: of a chat, train the "last" assistant turn or "all".
         eval_interval: a duration; "auto" is ten times over the training. The end is always evaluated.
         save_interval: a duration between checkpoints; "auto" is ten times over the training.
