@@ -19,12 +19,13 @@ from fm_local.trainer import attention, packing
 from fm_local.trainer.batching import collate, collate_packed, lay_in_row, micro_batches
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.packing import best_fit, pack, spread, why_not_isolated
+from fm_local.trainer.short_attention import SHORT
 from support.families import ATTENTION, FAMILIES, save
 from support.models import Example, Rows, events, examples, lines, make_job, model, run
 
 CPU = torch.device("cpu")
 # transformers has no implementation of these two.
-OURS = (attention.SHORT, attention.BY_DOCUMENT)
+OURS = (SHORT, attention.BY_DOCUMENT)
 IMPLEMENTATIONS = sorted(
     set(product(ATTENTION, ("eager", "sdpa", "flex_attention", *OURS)))
     - {("gemma2", "sdpa"), ("gpt2", "flex_attention")}

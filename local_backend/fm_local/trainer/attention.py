@@ -20,8 +20,6 @@ from transformers.utils import is_flash_attn_2_available
 
 VARLEN = "fm_varlen"
 BY_DOCUMENT = "fm_by_document"
-SHORT = "fm_short"
-"""That of `fm_local.trainer.short_attention`."""
 DENSE = ("sdpa", "eager")
 """Those that compute, or at least mask, every pair of tokens of a row: quadratic in the row and not in the document."""
 
@@ -30,7 +28,7 @@ def candidates(device: torch.device, present: str) -> list[str]:
     """Implementations of attention for packed rows on `device`, by transformers' names, the quickest first. `present`
     is the one that the model has."""
     if device.type != "cuda":
-        return [present] if present == SHORT else [BY_DOCUMENT, present]
+        return [present] if present not in DENSE else [BY_DOCUMENT, present]
     flash = ["flash_attention_2"] if is_flash_attn_2_available() else []
     return list(dict.fromkeys([*flash, VARLEN, "flex_attention", present]))
 
@@ -137,7 +135,8 @@ def attention_by_document(
     tokens = [x.transpose(1, 2).flatten(0, 1).to(value.dtype) for x in (query, key, value)]
     found = []
     for start, count, alike in blocks_of(rows, length, cu_seq_lens_q):
-        q, k, v = (x[start : start + count * alike].unflatten(0, (count, alike)).transpose(1, 2) for x in tokens)
+        block = slice(start, start + count * alike)
+        q, k, v = (x[block].view(count, alike, -1, size).transpose(1, 2) for x in tokens)
         far = sliding_window is not None and alike > sliding_window
         mask = window_mask(alike, sliding_window, q) if far else None
         out = F.scaled_dot_product_attention(

@@ -15,10 +15,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import flash_attention_mask
 
-from fm_local.trainer.attention import SHORT, Block, blocks_of, refuse_more, window_mask
+from fm_local.trainer.attention import Block, blocks_of, refuse_more, window_mask
 from fm_local.trainer.batching import unlabelled
 from fm_local.trainer.loss import TokenLoss
 
+SHORT = "fm_short"
 _PROBE = 2, 24
 """Rows and tokens of the probe."""
 
