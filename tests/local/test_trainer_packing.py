@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from fm.errors import Unsupported
 from fm_local.trainer import attention, packing
-from fm_local.trainer.batching import collate, collate_packed, lay_in_row, micro_batches
+from fm_local.trainer.batching import collate, collate_packed, lay_in_row, micro_batches, rank_share
 from fm_local.trainer.loss import TokenLoss
-from fm_local.trainer.packing import best_fit, pack, spread, why_not_isolated
+from fm_local.trainer.packing import best_fit, pack, pack_side_by_side, why_not_isolated
 from fm_local.trainer.short_attention import SHORT
 from support.families import ATTENTION, FAMILIES, save
 from support.models import Example, Rows, events, examples, lines, make_job, model, run
@@ -208,14 +208,26 @@ def test_trap_21_packing_keeps_every_token_and_splits_no_conversation(lengths: n
     assert np.array_equal(np.bincount(kept), lengths - 1)
 
 
-@given(lengths=SIZES, count=st.integers(1, 9))
-def test_rows_side_by_side_are_about_as_long_as_each_other(lengths: np.ndarray, count: int) -> None:
-    chosen = np.arange(len(lengths))[::-1]
-    rows = spread(chosen, lengths, count)
+@given(lengths=SIZES, lanes=st.integers(1, 5), room=st.integers(1, 20))
+def test_rows_side_by_side_are_about_as_long_as_each_other_and_fit_together(
+    lengths: np.ndarray, lanes: int, room: int
+) -> None:
+    chosen, max_tokens = np.arange(len(lengths))[::-1], lanes * int(lengths.max()) + 50 * room
+    rows = pack_side_by_side(chosen, lengths, lanes, max_tokens)
     assert sorted(np.concatenate(rows)) == list(range(len(lengths)))
-    assert len(rows) == min(count, len(lengths))
-    tokens = [lengths[row].sum() for row in rows]
-    assert max(tokens) - (min(tokens) if len(rows) == count else 0) <= lengths.max()
+    tokens = sorted(lengths[row].sum() for row in rows)
+    assert sum(tokens[-lanes:]) <= max_tokens
+    assert len(rows) >= min(lanes, len(lengths))
+    if len(rows) < len(lengths):
+        assert tokens[-1] - tokens[0] <= lengths.max()
+
+
+@given(lengths=SIZES, world=st.integers(1, 5))
+def test_shares_of_a_step_have_about_as_many_tokens(lengths: np.ndarray, world: int) -> None:
+    shares = [rank_share(np.arange(len(lengths))[::-1], lengths, rank, world) for rank in range(world)]
+    assert sorted(np.concatenate(shares)) == list(range(len(lengths)))
+    tokens = [lengths[share].sum() for share in shares]
+    assert max(tokens) - min(tokens) <= lengths.max()
 
 
 def test_examples_are_packed_on_a_cpu_as_well_and_never_where_the_model_mixes_them(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fm.agent.agent import Agent
+from fm.agent.devices import Devices
 from fm.backends.scripted import Script, ScriptedLauncher
 from fm.clock import SimulatedClock
 from fm.job import Stage
@@ -86,11 +88,55 @@ def test_the_devices_of_a_run_that_another_agent_took_over_are_free_once_its_pro
     for _ in range(5):
         bench.clock.sleep(1)
         first.step()
-    assert not first.busy and bench.run(waiting).status is Status.QUEUED
+    assert bench.run(waiting).status is Status.QUEUED
     launcher.signal({"stage": 2}, "kill")
     first.step()
     first.step()
     assert bench.run(waiting).status is not Status.QUEUED
+
+
+def test_the_device_of_a_run_that_failed_here_is_free_once_its_process_is_gone(tmp_path: Path) -> None:
+    class Hangs(OfHosts):
+        breaks = dies = False
+
+        def poll(self, handle: Handle) -> Poll:
+            if self.breaks and handle["stage"] == 2:
+                self.breaks = False  # a bug that does not come again
+                raise ValueError("a bug")
+            poll = super().poll(handle)
+            return Poll(Life.ALIVE) if handle["stage"] == 2 and not self.dies else poll
+
+        def signal(self, _handle: Handle, _how: str) -> None:
+            raise OSError("no such disk")
+
+    launcher = Hangs(Script(), socket.gethostname())
+    for devices in ((0,), ()):
+        bench = Bench(tmp_path / str(devices), launcher)
+        bench.agent = bench.new_agent(devices=devices)
+        record = bench.create()
+        bench.step(record, lambda run: run.step >= 3)
+        launcher.breaks = True
+        assert bench.finish(record).status is Status.FAILED
+        waiting = bench.create()
+        for _ in range(5):
+            bench.agent.step()
+        assert bench.agent.busy and bench.run(waiting).status is Status.QUEUED
+        launcher.dies = True
+        bench.step(waiting, lambda run: run.status is not Status.QUEUED)
+        launcher = Hangs(Script(), socket.gethostname())
+
+
+def test_an_agent_has_one_launcher_of_a_name(tmp_path: Path) -> None:
+    bench, made = Bench(tmp_path), []
+
+    def launchers(name: str) -> ScriptedLauncher:
+        made.append(name)
+        return bench.launcher
+
+    bench.agent = Agent(bench.store, bench.storage, launchers, Devices(()), "here")
+    for record in (bench.create(), bench.create()):
+        bench.finish(record)
+    assert made == ["process"]
 
 
 def test_devices_are_free_once_the_process_of_an_ended_run_is_gone(tmp_path: Path) -> None:

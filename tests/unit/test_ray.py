@@ -132,7 +132,7 @@ def test_an_environment_file_refers_to_variables_and_never_holds_them(
     assert "CUDA_VISIBLE_DEVICES" not in made["env_vars"]
 
 
-class Ended(Exception):
+class Ended(BaseException):
     """What `os._exit` would do to the process, with its code."""
 
 
@@ -164,7 +164,7 @@ def test_a_job_does_not_wait_for_a_node_that_is_gone(
     monkeypatch.setattr("time.sleep", lambda _: None)
     folder = waiting(tmp_path, num_nodes=2, num_processes=4)
     with pytest.raises(Ended, match=str(EXIT_LOST)):
-        ray_job._wait_for_place(folder, Ask(2, 2, {"CPU": 1.0}), {"a", "b"})
+        ray_job._wait_for_place(folder, Job.read(folder).request, Ask(2, 2, {"CPU": 1.0}), {"a", "b"})
     assert said in capsys.readouterr().out
 
 
@@ -178,7 +178,24 @@ def test_a_job_that_can_not_show_that_it_lives_ends(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr("fm.job.Reporter.sign", full)
     with pytest.raises(Ended, match=str(EXIT_DISK_FULL)):
-        ray_job._wait_for_place(folder, Ask(1, 1, {"CPU": 1.0}), set())
+        ray_job._wait_for_place(folder, Job.read(folder).request, Ask(1, 1, {"CPU": 1.0}), set())
+
+
+def test_a_job_waits_on_while_the_head_or_the_disk_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([ConnectionError("no head"), OSError(errno.ESTALE, "Stale file handle"), None, None])
+    folder = waiting(tmp_path)
+
+    def nodes() -> list[Node]:
+        if error := next(looks, None):
+            raise error
+        folder.process.write_text("{}")
+        return [node()]
+
+    monkeypatch.setattr("os._exit", ends)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    monkeypatch.setattr(ray_job, "_living_nodes", nodes)
+    ray_job._wait_for_place(folder, Job.read(folder).request, Ask(1, 1, {"CPU": 1.0}), set())
+    assert folder.process.exists()
 
 
 def test_a_disk_that_can_not_be_read_just_now_orders_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

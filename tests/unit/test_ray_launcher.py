@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ import pytest
 import respx
 
 from fm.agent.signs import began, seconds_lived
-from fm.errors import Unauthorised
+from fm.errors import DiskFull, Unauthorised
 from fm.files import write_json
 from fm.job import Job, Reporter
 from fm.launching import Handle, Life
@@ -195,6 +196,29 @@ def test_a_job_that_ray_had_no_room_to_start_is_handed_over_again(head: Head) ->
     respx.delete(JOB).mock(side_effect=forgotten)
     assert set(head.look(10)) == {Life.ALIVE}
     assert head.submit.call_count == 2
+
+
+def test_a_late_job_that_ray_does_not_forget_yet_is_waited_for(head: Head) -> None:
+    head.start()
+    head.look(2)
+    head.job.respond(json={"status": "FAILED", "error_type": "JOB_SUPERVISOR_ACTOR_START_TIMEOUT", "message": "late"})
+    forget = respx.delete(JOB).mock(return_value=STARTING)
+    assert set(head.look(10)) == {Life.ALIVE}
+    assert forget.call_count > 1
+
+
+def test_a_full_disk_does_not_keep_a_job_from_being_ended(head: Head, monkeypatch: pytest.MonkeyPatch) -> None:
+    head.start()
+    head.look(2)
+    stop = respx.post(f"{JOB}/stop").respond(json={})
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(DiskFull):
+        head.launcher.signal(head.handle, "kill")
+    assert stop.called
 
 
 def test_what_began_on_gpus_does_not_go_on_without_them(head: Head) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import threading
@@ -18,12 +19,13 @@ from typing import Any, NoReturn
 
 import fm
 from fm.agent.processes import noted_exit
-from fm.errors import DiskFull, FMError
+from fm.errors import DiskFull
 from fm.job import EXIT_DISK_FULL, EXIT_LOST, EXIT_STOPPED, Job, Reporter
 from fm.layout import StageFolder
 from fm.lifecycle import EventType, Fault
 from fm.ray.cluster import Node
 from fm.ray.placing import Ask, place
+from fm.request import TrainRequest
 from fm_local.ray_job.fence import is_over
 from fm_local.ray_job.rank import SHARE, Misplaced
 
@@ -74,7 +76,8 @@ def _train(folder: StageFolder, nodes: int, per_node: int, each: dict[str, float
         return EXIT_LOST
     named = _placement(here, per_node)
     needed = {node.id for node in here} if "label_selector" in named else set()
-    threading.Thread(target=_wait_for_place, args=(folder, ask, needed), daemon=True).start()
+    request = Job.read(folder).request.model_copy(update={"process_gpus": int(each.get("GPU", 0))})
+    threading.Thread(target=_wait_for_place, args=(folder, request, ask, needed), daemon=True).start()
     trainer = TorchTrainer(
         train,
         train_loop_config={"folder": str(folder.path)},
@@ -126,32 +129,40 @@ def _watch(folder: StageFolder) -> None:
     os._exit(EXIT_STOPPED)
 
 
-def _wait_for_place(folder: StageFolder, ask: Ask, needed: set[str]) -> None:
+def _wait_for_place(folder: StageFolder, request: TrainRequest, ask: Ask, needed: set[str]) -> None:
     """Shows that the job lives until its first worker does, and says once what it waits for. Ends the attempt if it
     waits in vain: for one of the nodes `needed` that is gone, or for more nodes than are left, where the request allows
     it to go on with fewer."""
-    request = Job.read(folder).request.model_copy(update={"process_gpus": int(ask.each.get("GPU", 0))})
-    began, told = time.monotonic(), False
-    try:
-        with closing(Reporter(folder)) as reporter:
-            reporter.pause("waiting", 60.0)
-            while not folder.process.exists():
-                reporter.sign()
-                living = _living_nodes()
-                if gone := needed - {node.id for node in living}:
-                    _end_lost(f"gone before the training began: {', '.join(sorted(gone))}")
-                if (now := place(request, living)) and now.nodes < ask.nodes:
-                    _end_lost(f"of {ask.nodes} nodes {now.nodes} are left")
-                if time.monotonic() - began > _PATIENCE and not told:
-                    told = True
-                    reporter.event(EventType.WARNING, _waits_for(ask), waits_for="cluster")
-                time.sleep(1)
-    except (FMError, OSError) as error:
-        # Without its signs the agent would take it for dead while it waits on, and begin another beside it.
-        _end_lost(str(error), EXIT_DISK_FULL if isinstance(error, DiskFull) else EXIT_LOST)
+    told = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            with closing(Reporter(folder)) as reporter:
+                reporter.pause("waiting", 60.0)
+                while not folder.process.exists():
+                    reporter.sign()
+                    _end_if_in_vain(request, ask, needed)
+                    if time.monotonic() > told:
+                        told = math.inf
+                        reporter.event(EventType.WARNING, _waits_for(ask), waits_for="cluster")
+                    time.sleep(1)
+            return
+        except DiskFull as error:
+            # Without its signs the agent would take it for dead while it waits on, and begin another beside it.
+            _end(str(error), EXIT_DISK_FULL)
+        except Exception as error:  # the head or a network's disk may be away for a moment; if for long, see the agent
+            print(f"{type(error).__name__}: {error}", flush=True)
+            time.sleep(1)
 
 
-def _end_lost(why: str, code: int = EXIT_LOST) -> NoReturn:
+def _end_if_in_vain(request: TrainRequest, ask: Ask, needed: set[str]) -> None:
+    living = _living_nodes()
+    if gone := needed - {node.id for node in living}:
+        _end(f"gone before the training began: {', '.join(sorted(gone))}", EXIT_LOST)
+    if (now := place(request, living)) and now.nodes < ask.nodes:
+        _end(f"of {ask.nodes} nodes {now.nodes} are left", EXIT_LOST)
+
+
+def _end(why: str, code: int) -> NoReturn:
     print(why, flush=True)
     os._exit(code)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from fm.agent.processes import leftover
 from fm.errors import FMError
-from fm.files import write_json
+from fm.files import passes, write_json
 from fm.heap import importing, keep
 from fm.job import EXIT_DISK_FULL, EXIT_FAILED, EXIT_LOST, EXIT_STOPPED, Job, Reporter
 from fm.layout import RunFolder, StageFolder
@@ -112,8 +112,8 @@ def _report(folder: StageFolder, error: Exception) -> int:
 
     if isinstance(error, DiskFull):
         return EXIT_DISK_FULL
-    if is_lost_peer(error):
-        return EXIT_LOST  # what befell the other one is for whoever knows of it to say
+    if is_lost_peer(error) or (isinstance(error, OSError) and passes(error)):
+        return EXIT_LOST  # what befell the other one, or the network's disk, is for whoever knows of it to say
     type, message, fault = failure_event(error)
     try:
         reporter = Reporter(folder)

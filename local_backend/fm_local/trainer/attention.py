@@ -27,8 +27,10 @@ DENSE = ("sdpa", "eager")
 def candidates(device: torch.device, present: str) -> list[str]:
     """Implementations of attention for packed rows on `device`, by transformers' names, the quickest first. `present`
     is the one that the model has."""
-    if device.type != "cuda":
+    if device.type == "cpu":
         return [present] if present not in DENSE else [BY_DOCUMENT, present]
+    if device.type != "cuda":
+        return [present]
     flash = ["flash_attention_2"] if is_flash_attn_2_available() else []
     return list(dict.fromkeys([*flash, VARLEN, "flex_attention", present]))
 

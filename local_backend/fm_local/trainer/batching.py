@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-_GROUP_TOKENS = 50
-"""Tokens in whose time a group of rows could be computed for what it costs to begin one."""
+_GROUP_SHARE = 1 / 32
+"""What it costs to begin a group of rows, as a share of the time for the most tokens that one may hold: so it was on a
+CPU. A GPU holds more, and is the sooner left idle."""
 _ROW_TOKENS = 32
 """oneDNN compiles each matrix product anew for each number of rows, and keeps the last 1,024: with rows of any length
 a training on a CPU took 4 to 10 % longer."""
@@ -97,16 +99,28 @@ class MicroBatch:
         }
 
 
-def epoch_steps(lengths: Indices, batch_size: int, seed: int, epoch: int) -> list[Indices]:
-    """The examples of each optimiser step of `epoch`; every example is in exactly one. The last window may leave one
-    step that is smaller than `batch_size`."""
-    shuffled = np.random.default_rng([seed, epoch]).permutation(len(lengths))
-    return [shuffled[start : start + batch_size] for start in range(0, len(shuffled), batch_size)]
+def epoch_steps(count: int, batch_size: int, seed: int, epoch: int) -> list[Indices]:
+    """The examples of each optimiser step of `epoch`, of `count` in all; every one is in exactly one step. The last may
+    be smaller than `batch_size`."""
+    shuffled = np.random.default_rng([seed, epoch]).permutation(count)
+    return [shuffled[start : start + batch_size] for start in range(0, count, batch_size)]
 
 
-def rank_share(step: Indices, rank: int, world: int) -> Indices:
+def spread(examples: Indices, lengths: Indices, count: int) -> list[Indices]:
+    """`examples` in `count` groups, all with about as many tokens: from the longest on, each goes to the group with the
+    fewest (at most 4/3 of the best possible largest group; Graham 1969). Some are empty where there are too few."""
+    found: list[list[int]] = [[] for _ in range(count)]
+    filled = [(0, number) for number in range(count)]
+    for item in np.argsort(-lengths[examples], kind="stable").tolist():
+        tokens, number = heappop(filled)
+        found[number].append(item)
+        heappush(filled, (tokens + int(lengths[examples[item]]), number))
+    return [examples[np.array(chosen, dtype=np.int64)] for chosen in found]
+
+
+def rank_share(step: Indices, lengths: Indices, rank: int, world: int) -> Indices:
     """The part of a step's examples that process `rank` of `world` computes; empty where there are too few."""
-    return step[rank::world]
+    return step if world == 1 else spread(step, lengths, world)[rank]
 
 
 def pieces_of_all(
@@ -117,18 +131,19 @@ def pieces_of_all(
     A process without a share still takes part, since the others wait for its gradients: it computes a short example
     whose labels don't count. If `even`, as many of these are added as make all processes' pieces the same in number.
     """
-    mine = rank_share(examples, rank, world)
+    mine = rank_share(examples, lengths, rank, world)
     pieces = [(piece, True) for piece in (cut(mine) if len(mine) else ())]
     most = 1
     if even:
-        most = max(len(cut(share)) for r in range(world) if len(share := rank_share(examples, r, world)))
+        most = max(len(cut(share)) for r in range(world) if len(share := rank_share(examples, lengths, r, world)))
     shortest = examples[[np.argmin(lengths[examples])]]
     return pieces + [(shortest, False)] * (most - len(pieces))
 
 
 def micro_batches(examples: Indices, lengths: Indices, max_tokens: int) -> list[Indices]:
     """Cuts examples into groups that, padded to their longest, hold at most `max_tokens` each (or one example): those
-    with the fewest tokens in all, where each group counts for `_GROUP_TOKENS` more. The largest groups come first."""
+    with the fewest tokens in all, where each group counts for `_GROUP_SHARE` of `max_tokens` more. The largest groups
+    come first."""
     by_length = examples[np.argsort(-lengths[examples], kind="stable")]
     sizes = np.maximum(lengths[by_length], 1)
     # costs[n] is of the first n examples, whose last group begins at starts[n].
@@ -139,7 +154,7 @@ def micro_batches(examples: Indices, lengths: Indices, max_tokens: int) -> list[
             first += 1
         tokens = costs[first:end] + (end - np.arange(first, end)) * sizes[first:end]
         best = int(tokens.argmin())
-        costs[end], starts[end] = tokens[best] + _GROUP_TOKENS, first + best
+        costs[end], starts[end] = tokens[best] + _GROUP_SHARE * max_tokens, first + best
     groups, end = [], len(sizes)
     while end:
         groups.append(by_length[starts[end] : end])

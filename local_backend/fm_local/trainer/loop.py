@@ -77,7 +77,7 @@ def train(
     at = schedule.Position(closing=schedule.guess_closing(training.trained_parameters, look=to_look_at))
     if found := checkpoint.newest_whole(job.resume_from):
         at = checkpoint.restore(found, trainee.trainable, optimizer, same=training.same)
-    steps = epoch_steps(data.lengths, request.batch_size, request.seed, at.epoch)
+    steps = epoch_steps(len(data), request.batch_size, request.seed, at.epoch)
     looked_at, saved_at = -1, at.step if found else -1
     own_run = run_of(folder.checkpoint(0))
 
@@ -108,14 +108,14 @@ def train(
 
     def examples_of(step: int) -> Indices:
         epoch, index = divmod(step, len(steps))
-        return epoch_steps(data.lengths, request.batch_size, request.seed, epoch)[index]
+        return epoch_steps(len(data), request.batch_size, request.seed, epoch)[index]
 
     def advance(tokens: int) -> None:
         nonlocal steps
         at.step, at.index, at.tokens = at.step + 1, at.index + 1, at.tokens + tokens
         if at.index == len(steps):
             at.epoch, at.index = at.epoch + 1, 0
-            steps = epoch_steps(data.lengths, request.batch_size, request.seed, at.epoch)
+            steps = epoch_steps(len(data), request.batch_size, request.seed, at.epoch)
 
     def agree(*decisions: float) -> list[float]:
         """What the first process decided: clocks and signals differ between processes, their steps must not."""
@@ -237,7 +237,7 @@ def train(
             )
             accelerator.wait_for_everyone()
             if restored is not None:
-                steps = epoch_steps(data.lengths, request.batch_size, request.seed, at.epoch)
+                steps = epoch_steps(len(data), request.batch_size, request.seed, at.epoch)
                 looked_at, saved_at = -1, at.step
                 looks.start(at)
                 saves.start(at)

@@ -7,7 +7,6 @@ is cut, and the gradient is the same. So steps, schedule and epochs are those of
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from heapq import heappop, heappush
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from fm.errors import Unsupported
 from fm.lifecycle import EventType
 from fm_local.trainer.attention import DENSE, candidates
-from fm_local.trainer.batching import Indices, lay_in_row
+from fm_local.trainer.batching import Indices, lay_in_row, spread
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.report import Report
 from fm_local.trainer.sharding import try_backward
@@ -56,16 +55,16 @@ def pack(examples: Indices, lengths: Indices, max_tokens: int) -> list[Indices]:
     return [examples[chosen] for chosen in best_fit(lengths[examples] - 1, max_tokens)]
 
 
-def spread(examples: Indices, lengths: Indices, rows: int) -> list[Indices]:
-    """`examples` in as many rows, all about as long: from the longest on, each goes to the row with the fewest tokens
-    (at most 4/3 of the best possible longest row; Graham 1969)."""
-    found: list[list[int]] = [[] for _ in range(rows)]
-    filled = [(0, number) for number in range(rows)]
-    for item in np.argsort(-lengths[examples], kind="stable").tolist():
-        tokens, number = heappop(filled)
-        found[number].append(item)
-        heappush(filled, (tokens + int(lengths[examples[item]]), number))
-    return [examples[chosen] for chosen in found if chosen]
+def pack_side_by_side(examples: Indices, lengths: Indices, lanes: int, max_tokens: int) -> list[Indices]:
+    """`examples` in rows of about one length, as many in each round as there are `lanes`: those of a round have
+    `max_tokens` tokens together at most, unless each row is a single example."""
+    rounds = 0
+    while True:
+        rounds += 1
+        rows = [row for row in spread(examples, lengths, rounds * lanes) if len(row)]
+        longest = sorted(int(lengths[row].sum()) for row in rows)[-lanes:]
+        if sum(longest) <= max_tokens or len(rows) == len(examples):
+            return rows
 
 
 def choose_packing(loss: TokenLoss, wish: str | bool, device: torch.device, report: Report) -> bool:
@@ -78,7 +77,7 @@ def choose_packing(loss: TokenLoss, wish: str | bool, device: torch.device, repo
     Raises:
         Unsupported: `wish` is True, and no attention of this machine keeps this model's documents apart.
     """
-    if wish is False:
+    if wish is False or (wish == "auto" and device.type not in ("cpu", "cuda")):
         return False
     model = loss.language_model
     before = model.config._attn_implementation

@@ -176,7 +176,7 @@ def steps_of(duration: Duration, lengths: Indices, batch_size: int, seed: int) -
     epochs, rest = divmod(duration.value, int(lengths.sum()))
     if not rest:
         return epochs * per_epoch
-    seen = np.cumsum([lengths[step].sum() for step in epoch_steps(lengths, batch_size, seed, epochs)])
+    seen = np.cumsum([lengths[step].sum() for step in epoch_steps(len(lengths), batch_size, seed, epochs)])
     return epochs * per_epoch + int(np.searchsorted(seen, rest)) + 1
 
 

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from fm_local.trainer.batching import Indices, MicroBatch, Piece, collate, collate_packed, micro_batches, pieces_of_all
 from fm_local.trainer.failures import is_out_of_memory
-from fm_local.trainer.packing import pack, spread
+from fm_local.trainer.packing import pack, pack_side_by_side
 from fm_local.trainer.setup import Training
 
 
@@ -82,10 +82,12 @@ class Stepper:
         if lanes == 1 or len(examples) < lanes or lanes * longest > most:
             cut = pack if packed else micro_batches
             return lambda share: cut(share, lengths, most), False
-        if not packed:
-            return lambda share: micro_batches(share, lengths, most // lanes), True
-        rounds = math.ceil(int(lengths[examples].sum()) / most)
-        return lambda share: spread(share, lengths, rounds * lanes), True
+        if packed:
+            return lambda share: pack_side_by_side(share, lengths, lanes, most), True
+        tokens = int(lengths[examples].sum())
+        rounds = math.ceil(tokens / most)
+        bound = max(longest, math.ceil(tokens / (rounds * lanes)))
+        return lambda share: micro_batches(share, lengths, bound), True
 
     def _accumulate(
         self, examples: Indices, pieces: list[Piece], side_by_side: bool, step: int, seed: int, max_norm: float

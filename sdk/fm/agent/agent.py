@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from functools import cache
 
 from fm.agent import processes
 from fm.agent.devices import Devices
@@ -55,19 +56,19 @@ class Agent:
         self._storage = storage
         self._files = files or FolderStore(storage.root)
         self._apart = are_apart(self._files, storage)
-        self._launchers = launchers
+        self._launchers = cache(launchers)  # one of a name: what it has learnt of a cluster holds for all its runs
         self._launcher = launcher
         self._cluster = cluster or launcher == CLUSTER_LAUNCHER
         self._looked_at = store.clock.now() - _LOOK_EVERY
         self._devices = devices
         self._workers: dict[str, Worker] = {}
         self._given_up: list[Worker] = []
-        """Those whose runs are another agent's by now, as long as their processes hold devices of this machine."""
+        """Those whose runs are not this agent's any more, as long as their processes live on this machine."""
 
     @property
     def busy(self) -> bool:
-        """Whether it owns a run."""
-        return bool(self._workers)
+        """Whether it owns a run, or its machine has the process of one that it owned."""
+        return bool(self._workers or self._given_up)
 
     def adopt(self) -> None:
         """Takes over the runs that no living agent owns."""
@@ -93,7 +94,7 @@ class Agent:
             if not self._advance(worker):
                 del self._workers[run_id]
                 logger.info("%s is %s", worker.run.name, worker.run.status.value)
-        self._given_up = [worker for worker in self._given_up if worker.holds_devices()]
+        self._given_up = [worker for worker in self._given_up if self._lives_here(worker)]
         self._devices.keep(i for worker in (*self._workers.values(), *self._given_up) for i in worker.devices)
         while self._claim():
             pass
@@ -108,7 +109,8 @@ class Agent:
         bounds the runs that are on it."""
         now = self._store.clock.now()
         away = sum(worker.run.launcher == CLUSTER_LAUNCHER for worker in self._workers.values())
-        free = self._devices.free(len(self._workers) > away)
+        here = sum(worker.is_here for worker in self._workers.values()) + len(self._given_up)
+        free = self._devices.free(here > 0)
         cluster = self._cluster and away < _MOST_ON_CLUSTER and (free > 0 or now - self._looked_at >= _LOOK_EVERY)
         if not (free or cluster):
             return False
@@ -153,15 +155,22 @@ class Agent:
             # Whatever it is, it concerns this run: an agent that ended with it would leave all the others, and the
             # next one would meet it again.
             self._kill(worker)
+            self._given_up.append(worker)
             self._fail(worker.run, worker.lease, error)
             return False
 
     def _kill(self, worker: Worker) -> None:
         try:
             worker.kill()
-        except (FMError, OSError) as error:
-            # It sees by its folder that it is over, or ends by itself.
+        except Exception as error:  # a launcher's, whatever it is
             logger.warning("%s: its process can't be ended: %s", worker.run.name, error)
+
+    def _lives_here(self, worker: Worker) -> bool:
+        try:
+            return worker.lives_here()
+        except Exception as error:
+            logger.warning("%s: its process can't be asked: %s", worker.run.name, error)
+            return False  # what can't be asked can't be waited for
 
     def _fail(self, run: RunRecord, lease: Lease, error: Exception) -> None:
         known = isinstance(error, FMError | OSError)

@@ -55,9 +55,9 @@ def place_of(settings: Settings) -> str:
 
 
 @contextmanager
-def agent_lock(settings: Settings, *, forever: bool = False) -> Iterator[bool]:
-    """Holds the agents' lock; yields whether it could be had. The system releases it when its holder dies. The file
-    says which Ray cluster its holder serves, and whether it was started for good."""
+def agent_lock(settings: Settings, *, forever: bool | None = None) -> Iterator[bool]:
+    """Holds the agents' lock; yields whether it could be had. The system releases it when its holder dies. Of an agent,
+    which knows whether it was started for good, the file tells that, and which Ray cluster it serves."""
     with disk_errors(lock_path(settings)):
         descriptor = os.open(lock_path(settings), os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -66,9 +66,10 @@ def agent_lock(settings: Settings, *, forever: bool = False) -> Iterator[bool]:
         except BlockingIOError:
             yield False
         else:
-            with disk_errors(lock_path(settings)):
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, json.dumps({"cluster": _cluster(), "forever": forever}).encode())
+            if forever is not None:
+                with suppress(OSError):  # such as a full disk: it is told to be of use, not needed
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, json.dumps({"cluster": _cluster(), "forever": forever}).encode())
             yield True
     finally:
         os.close(descriptor)
@@ -188,19 +189,21 @@ def _serve(settings: Settings, store: RunStore, stop: threading.Event, idle_end:
 def ensure(settings: Settings, store: RunStore) -> None:
     """Starts an agent, detached, if none lives on this machine. One of an older version, or that can't reach the Ray
     cluster that is named here, is asked to make room for it; those of other machines are not ours to end."""
-    place, lacks_cluster = place_of(settings), _lacks_cluster(settings)
-    outdated = [
-        agent.id
-        for agent in store.agents()
-        if agent.host == place
-        and not agent.drain
-        and (lacks_cluster or _release(agent.version) < _release(fm.__version__))
-    ]
-    for agent_id in outdated:
-        store.drain(agent_id)
     with agent_lock(settings) as free:
-        if not free and not outdated:
+        pass
+    if not free:
+        place, lacks_cluster = place_of(settings), _lacks_cluster(settings)
+        outdated = [
+            agent.id
+            for agent in store.agents()
+            if agent.host == place
+            and not agent.drain
+            and (lacks_cluster or _release(agent.version) < _release(fm.__version__))
+        ]
+        if not outdated:
             return
+        for agent_id in outdated:
+            store.drain(agent_id)
     with disk_errors(settings.home), (settings.home / "agent.log").open("ab") as log:
         (settings.home / "agent.log").chmod(0o600)
         subprocess.Popen(

@@ -28,7 +28,7 @@ from fm.layout import StageFolder, Storage
 from fm.lifecycle import EventType, Fault, Status
 from fm.store.leases import LEASE, Lease
 from fm.store.store import RunStore
-from fm.types import Event, RunRecord
+from fm.types import CLUSTER_LAUNCHER, Event, RunRecord
 
 FRUITLESS_LIMIT = 3
 """Attempts in a row without a newer whole checkpoint, after which a run is given up."""
@@ -43,7 +43,7 @@ class Worker:
         self, store: RunStore, storage: Storage, files: FileStore, launcher: Launcher, run: RunRecord, lease: Lease,
         devices: tuple[int, ...] | None = None,
     ) -> None:
-        """`devices` are those reserved for a run just claimed; None for one that is adopted as it is."""
+        """`devices` are those reserved for a run just claimed; None for one that is adopted."""
         self._store = store
         self._storage = storage
         self._freight = Freight(store, files, storage)
@@ -53,14 +53,14 @@ class Worker:
         self._folder = storage.run(run.id)
         self._work: dict[str, Any] = store.work(lease)
         self._renewed = store.clock.now()
-        self._watched = WatchedTime()
+        self._watched, self._silence = WatchedTime(), Silence()
         self._grace = Grace(launcher, store.clock)
-        self._silence = Silence()
         self._stalled = ""
         self._adopted = devices is None
+        is_elsewhere = devices is None and not processes.is_here(self._work.get("handle") or {})
+        self.is_here = not is_elsewhere and run.launcher != CLUSTER_LAUNCHER
         # Where the process of an adopted run is on another machine, so are its devices.
-        self._is_elsewhere = devices is None and not processes.is_here(self._work.get("handle") or {})
-        kept = () if self._is_elsewhere else self._work.get("devices", ())
+        kept = () if is_elsewhere else self._work.get("devices", ())
         self.devices = tuple(kept) if devices is None else devices
 
     @property
@@ -87,10 +87,10 @@ class Worker:
         if handle := self._work.get("handle"):
             self._launcher.signal(handle, "kill")
 
-    def holds_devices(self) -> bool:
-        """Whether its process still has devices of this machine."""
-        handle = self._work.get("handle") or {}
-        return bool(self.devices and handle) and self._launcher.poll(handle).life is not Life.EXITED
+    def lives_here(self) -> bool:
+        """Whether its process still runs, and on this machine."""
+        handle = self._work.get("handle")
+        return self.is_here and handle is not None and self._launcher.poll(handle).life is not Life.EXITED
 
     def _lingers(self) -> bool:
         """Whether the ended run's process still holds its devices, or what it saved last is still being put out."""
@@ -229,7 +229,7 @@ class Worker:
         elif stopping:
             self._end(EventType.CANCELED, "cancelled; " + self._progress(), exit_code=code)
         elif self._work["stage"] == "check" and (prepared := self._prepared()):
-            if self._is_elsewhere:
+            if not (self.is_here or self._run.launcher == CLUSTER_LAUNCHER):
                 self._requeue("its data was checked on another machine")
             elif inputs := self._inputs():
                 self._begin_training(prepared, inputs)

@@ -117,11 +117,13 @@ class RayLauncher:
     def signal(self, handle: Handle, how: Literal["stop", "kill"]) -> None:
         folder = StageFolder(Path(handle["folder"]))
         training = handle["stage"] == "train" and folder.process.exists()
-        with disk_errors(folder.order):
-            folder.order.write_text("stop" if how == "stop" and training else "kill")
-        if how == "kill" or not training:
-            with suppress(FMError), self._asking(handle) as cluster:  # its workers look for the order by themselves
-                cluster.stop(handle["job"])
+        try:
+            with disk_errors(folder.order):
+                folder.order.write_text("stop" if how == "stop" and training else "kill")
+        finally:
+            if how == "kill" or not training:
+                with suppress(FMError), self._asking(handle) as cluster:  # its workers look for the order by themselves
+                    cluster.stop(handle["job"])
 
     def _ask(self, handle: Handle, folder: StageFolder, watch: _Watch, *, has_begun: bool) -> None:
         """Asks for the job; hands it over if the cluster has none of that name and it can't have begun.
@@ -138,8 +140,8 @@ class RayLauncher:
                 return
             if watch.job and watch.job.error == NOT_STARTED:
                 # As long as others have all that there is. Ray would take no second job of that name.
-                cluster.forget(handle["job"])
                 watch.job = None
+                cluster.forget(handle["job"])
                 raise Unavailable("it has had no room for the job's own process")
             if watch.job is None:
                 self._hand_over(cluster, handle, folder)
