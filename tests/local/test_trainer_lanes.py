@@ -17,6 +17,7 @@ from fm.layout import StageFolder
 from fm_local.trainer import device
 from fm_local.trainer import lanes as lanes_module
 from fm_local.trainer import loss as loss_module
+from fm_local.trainer import step as step_module
 from fm_local.trainer.lanes import Lanes
 from support.families import FAMILIES, save
 from support.models import events, examples, lines, make_job, model, run
@@ -64,6 +65,20 @@ def test_a_step_side_by_side_has_the_losses_of_one_piece_after_the_other(
     assert sum(losses(one)[-3:]) < sum(losses(one)[:3])  # an epoch each
     for name in ("loss/train/total", "metrics/eval/LanguageCrossEntropy"):
         assert losses(two, name) == pytest.approx(losses(one, name), rel=2e-4), name
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_each_lane_gets_a_piece_of_each_step(tmp_path: Path, packing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces, collected = [], step_module.pieces_of_all
+
+    def counted(*args: Any, **more: Any) -> Any:
+        found = collected(*args, **more)
+        pieces.append(len(found))
+        return found
+
+    monkeypatch.setattr(step_module, "pieces_of_all", counted)
+    trained(tmp_path, 2, monkeypatch, max_tokens=2048, packing=packing, base=model("llama", tmp_path / "base"))
+    assert len(pieces) == 9 and min(pieces) >= 2
 
 
 METHODS: list[dict[str, Any]] = [

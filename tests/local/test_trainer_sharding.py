@@ -84,6 +84,7 @@ def test_two_processes_equal_one_over_twenty_steps(
     run_ranks(two, before=before)
     assert_same(one, two)
     assert len(series(two, "grad_norm")) == 20
+    assert events(two, "MODEL_INITIALIZED")[0]["packed"]
     answers = [event["samples"] for event in events(one, "SAMPLES_GENERATED")]
     assert [event["samples"] for event in events(two, "SAMPLES_GENERATED")] == answers
     assert answers

@@ -148,7 +148,8 @@ def test_trap_3_the_gradient_norm_does_not_depend_on_the_number_of_micro_batches
     assert norms[0] == pytest.approx(norms[2], rel=1e-4)
 
 
-def test_trap_4_and_5_two_processes_train_and_evaluate_as_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("packing", ["auto", False])
+def test_trap_4_and_5_two_processes_train_and_evaluate_as_one_does(tmp_path: Path, packing: str | bool) -> None:
     base = model("llama", tmp_path / "base")
     # Seven rows in steps of three: a step of one row leaves the second process without any.
     common = {
@@ -157,11 +158,13 @@ def test_trap_4_and_5_two_processes_train_and_evaluate_as_one_does(tmp_path: Pat
         "base": base,
         "batch_size": 3,
         "training_duration": "2ep",
+        "packing": packing,
     }
     job, one = make_job(tmp_path / "one", **common)
     run(job, one)
     _, two = make_job(tmp_path / "two", **common, num_processes=2)
     run_ranks(two)
+    assert events(two, "MODEL_INITIALIZED")[0]["packed"] is bool(packing)
     for name in ("loss/train/total", "grad_norm", "metrics/eval/LanguageCrossEntropy", "metrics/eval/TokenAccuracy"):
         assert series(one, name) == pytest.approx(series(two, name), rel=1e-4), name
     first, second = trained_weights(one), trained_weights(two)
