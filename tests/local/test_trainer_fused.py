@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from fm_local.models.load import load_causal_lm
+from fm_local.trainer.attention import attention_by_document
 from fm_local.trainer.batching import MicroBatch, collate
 from fm_local.trainer.fused_norm import fuse_norms
 from fm_local.trainer.loss import TokenLoss
-from fm_local.trainer.short_attention import SHORT, attend_by_products
+from fm_local.trainer.short_attention import SHORT, attend_by_products, short_attention
 from support.families import ATTENTION, FAMILIES, save
 from support.models import Rows, examples, model
 
@@ -117,3 +119,32 @@ def test_answers_are_those_of_the_familys_own_attention(tmp_path: Path) -> None:
         language_model.set_attn_implementation(name)
         answers.append(language_model.generate(prompt, max_new_tokens=12, do_sample=False).tolist())
     assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("window", [None, 50, 200])
+@pytest.mark.parametrize("packed", [True, False])
+def test_long_documents_are_attended_to_as_by_one_product_with_a_mask(packed: bool, window: int | None) -> None:
+    lengths = [500, 130, 130, 20, 1] if packed else [333] * 2
+    heads, shared, size, tokens = 6, 2, 8, sum(lengths)
+    torch.manual_seed(1)
+    counts = (heads, shared, shared)
+    given = [torch.randn(tokens, count, size, dtype=torch.float64, requires_grad=True) for count in counts]
+    rows = 1 if packed else 2
+    inputs = [x.view(rows, tokens // rows, -1, size).transpose(1, 2) for x in given]
+    ends = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32) if packed else None
+    found = [
+        attend(torch.nn.Module(), *inputs, None, sliding_window=window, cu_seq_lens_q=ends)[0].flatten(0, 1)
+        for attend in (short_attention, attention_by_document)
+    ]
+    document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    back = torch.arange(tokens)[:, None] - torch.arange(tokens)[None]
+    seen = (document[:, None] == document[None]) & (back >= 0) & (back < (window or tokens))
+    q, k, v = (x.transpose(0, 1) for x in given)
+    plain = torch.nn.functional.scaled_dot_product_attention(q, k, v, seen, enable_gqa=True).transpose(0, 1)
+    upstream = torch.randn_like(plain)
+    wanted = torch.autograd.grad(plain, given, upstream)
+    for out in found:
+        torch.testing.assert_close(out, plain)
+        # What stretches give to the keys is summed in fp32.
+        for one, other in zip(torch.autograd.grad(out, given, upstream), wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
