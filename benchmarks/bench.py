@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("overhead", "prepare_throughput", "server_load", "train_speed", "loss_curves")
+NAMES = ("overhead", "prepare_throughput", "server_load", "train_speed")
 
 
 def main() -> int:

@@ -5,11 +5,11 @@
     python benchmarks/train_speed.py --search       # TRL's best options anew, and the bare loop's best shape
     python benchmarks/train_speed.py --device cuda --size 8b
 
-Each contender trains for some steps of 16 examples in a process of its own, by turns, so that a machine whose speed
-drifts is as fast for the one as for the other; each turn has a seed of its own. Counted are real tokens (no padding)
-per second from the end of the second step to the end of the last, and the most memory up to there. The trained weights
-are then judged on held-out rows by one program that knows none of the trainers. A ratio is the median of the ratios of
-the turns.
+Each contender trains on all examples once, 16 in a step, in a process of its own, by turns, so that a machine whose
+speed drifts is as fast for the one as for the other; each turn has a seed of its own, which decides on the order of the
+examples. Counted are real tokens (no padding) per second from the end of the second step to the end of the last, and
+the most memory up to there. The trained weights are then judged on held-out rows by one program that knows none of the
+trainers. A ratio is the median of the ratios of the turns. The losses are drawn in docs/loss-curves.png.
 """
 
 from __future__ import annotations
@@ -124,6 +124,8 @@ def main() -> None:
                 for cell, turns in compared.items()
             }
             out.write_text(json.dumps(figures, indent=1) + "\n")
+            if place == "cpu":
+                report.plot(figures, HERE.parent / "docs" / "loss-curves.png")
     print(report.table(figures))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from training import ours
 from training.clock import Result
-from training.task import BATCH, SIZES, TRAIN_ROWS, make_model, make_tokenizer, precision_of, write_rows
+from training.task import BATCH, SIZES, make_model, make_tokenizer, precision_of, write_rows
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 EXAMPLES = BENCHMARKS.parent / "examples"
@@ -40,8 +40,9 @@ class Lab:
     """A folder with a model and data, made ready for every contender."""
 
     def __init__(
-        self, folder: Path, size: str, device: str, clock: str, data: tuple[str, ...], examples: int = TRAIN_ROWS
+        self, folder: Path, size: str, device: str, clock: str, data: tuple[str, ...], examples: int | None = None
     ) -> None:
+        """`examples`, unless those of the size."""
         self.folder, self.device, self.clock, self.size = folder, device, clock, SIZES[size]
         self.precision = precision_of(device)
         self.model = folder / "model"
@@ -53,7 +54,7 @@ class Lab:
         for kind in data:
             place = folder / kind
             place.mkdir()
-            write_rows(kind, place, self.size, examples)
+            write_rows(kind, place, self.size, examples or self.size.examples)
             made = ours.prepare(place / "root", self.model, place / "train.jsonl")
             self.tasks[kind] = made | {
                 "data": str(place / "train.jsonl"), "root": str(place / "root"),
@@ -62,8 +63,8 @@ class Lab:
             }  # fmt: skip
 
     def run(self, contender: Contender, method: str, data: str, *, seed: int, **more: Any) -> Result:
-        """The steps of `contender` in a new process. `more`: ``steps``, unless those of the size, None for an epoch;
-        ``save_at``, the step after which a checkpoint is saved; ``resume``, the folder of one to go on from.
+        """An epoch of `contender` in a new process. `more`: ``steps``, after how many it ends instead; ``save_at``, the
+        step after which a checkpoint is saved; ``resume``, the folder of one to go on from.
 
         Raises:
             Failed: it ended with an error.
@@ -75,7 +76,7 @@ class Lab:
         spec = {
             "method": method, "seed": seed, "device": self.device, "precision": self.precision,
             "model": str(self.model), "attempt": number,
-            "steps": self.size.steps, "save_at": None, "resume": None,
+            "steps": None, "save_at": None, "resume": None,
             "tokens_per_step": BATCH * task["tokens"] / task["rows"], "options": options,
             "started": time.time(), **task, **more,
         }  # fmt: skip

@@ -23,7 +23,7 @@ LORA = {"rank": 16, "alpha": 32.0}
 
 @dataclass(frozen=True)
 class Size:
-    """A Llama: its shape, and for how many steps of `BATCH` examples it is trained."""
+    """A Llama: its shape, on how many examples it is trained, and on how many it is judged."""
 
     width: int
     inner: int
@@ -31,26 +31,26 @@ class Size:
     heads: int
     kv_heads: int
     vocabulary: int
-    steps: int
+    examples: int
     held_out: int
     dtype: str = "float32"
 
 
 SIZES = {
     # Matrix products are 4 in 5 of the time of a dense step on two cores (docs/performance.md), as in larger models.
-    "cpu": Size(384, 1024, 8, 6, 2, 4096, 20, 48),
-    "cpu-large": Size(768, 2048, 12, 12, 4, 4096, 10, 32),
-    "cpu-128k": Size(384, 1024, 8, 6, 2, 128_256, 8, 16),  # where the head is 4 in 5 of the products
-    "tiny": Size(64, 128, 2, 2, 1, 512, 6, 16),
-    "1b": Size(2048, 8192, 16, 32, 8, 128_256, 100, 160, "bfloat16"),
-    "8b": Size(4096, 14336, 32, 32, 8, 128_256, 40, 96, "bfloat16"),
+    "cpu": Size(384, 1024, 8, 6, 2, 4096, 800, 48),
+    "cpu-large": Size(768, 2048, 12, 12, 4, 4096, 800, 32),
+    "cpu-128k": Size(384, 1024, 8, 6, 2, 128_256, 800, 16),  # where the head is 4 in 5 of the products
+    "tiny": Size(64, 128, 2, 2, 1, 512, 96, 16),
+    "1b": Size(2048, 8192, 16, 32, 8, 128_256, 1600, 160, "bfloat16"),
+    "8b": Size(4096, 14336, 32, 32, 8, 128_256, 800, 96, "bfloat16"),
 }
-"""1b and 8b have the shapes of Llama 3; their tokenizer has fewer tokens than they have embeddings."""
+"""Of examples there are 800 or a multiple: Hugging Face's trainer groups by length within pieces of 50 batches. All of
+them are trained, once, since a piece begins with its longest: its first steps say little of the rest.
+
+1b and 8b have the shapes of Llama 3; their tokenizer has fewer tokens than they have embeddings."""
 TOKENIZER_TOKENS = 16_384
 """The most that is learned from the standard library's docstrings."""
-TRAIN_ROWS = 3200
-"""Hugging Face's trainer groups by length within pieces of 50 batches: with fewer examples its grouping would be worse
-than on a user's data. Nobody trains on all of them here; see `Size.steps`."""
 DATA = ("docstrings", "even")
 
 
