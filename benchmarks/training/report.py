@@ -96,6 +96,8 @@ def plot(figures: dict[str, Any], path: Path) -> None:
     for axis, (cell, entry) in zip(axes.flat, figures.items(), strict=False):
         axis.set(title=cell, xlabel="examples", ylabel="loss (nats per token)")
         for name, contender in entry["contenders"].items():
+            if "curve" not in contender:  # the bare loop learns nothing
+                continue
             seen, losses = zip(*contender["curve"], strict=True)
             means = [statistics.mean(losses[max(0, end - SMOOTHED) : end]) for end in range(1, len(losses) + 1)]
             axis.plot(seen, means, label=name)
