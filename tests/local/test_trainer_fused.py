@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AttentionInterface
 
 from fm_local.models.load import load_causal_lm
-from fm_local.trainer.attention import attention_by_document
+from fm_local.trainer.attention import BY_DOCUMENT
 from fm_local.trainer.batching import MicroBatch, collate
 from fm_local.trainer.fused_norm import fuse_norms
 from fm_local.trainer.loss import TokenLoss
-from fm_local.trainer.short_attention import SHORT, attend_by_products, short_attention
+from fm_local.trainer.short_attention import SHORT, attend_by_products
 from support.families import ATTENTION, FAMILIES, save
 from support.models import Rows, examples, model
 
@@ -133,8 +134,8 @@ def test_long_documents_are_attended_to_as_by_one_product_with_a_mask(packed: bo
     inputs = [x.view(rows, tokens // rows, -1, size).transpose(1, 2) for x in given]
     ends = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32) if packed else None
     found = [
-        attend(torch.nn.Module(), *inputs, None, sliding_window=window, cu_seq_lens_q=ends)[0].flatten(0, 1)
-        for attend in (short_attention, attention_by_document)
+        AttentionInterface()[name](torch.nn.Module(), *inputs, None, sliding_window=window, cu_seq_lens_q=ends)[0]
+        for name in (SHORT, BY_DOCUMENT)
     ]
     document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     back = torch.arange(tokens)[:, None] - torch.arange(tokens)[None]
@@ -143,7 +144,7 @@ def test_long_documents_are_attended_to_as_by_one_product_with_a_mask(packed: bo
     plain = torch.nn.functional.scaled_dot_product_attention(q, k, v, seen, enable_gqa=True).transpose(0, 1)
     upstream = torch.randn_like(plain)
     wanted = torch.autograd.grad(plain, given, upstream)
-    for out in found:
+    for out in (attended.flatten(0, 1) for attended in found):
         torch.testing.assert_close(out, plain)
         # What stretches give to the keys is summed in fp32.
         for one, other in zip(torch.autograd.grad(out, given, upstream), wanted, strict=True):

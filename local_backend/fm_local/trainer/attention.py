@@ -7,8 +7,7 @@ flash-attn is a package that has to be compiled and is seldom there; torch has b
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that everyone knows
@@ -39,113 +38,116 @@ Block = tuple[int, int, int]
 """Documents of one length, one behind the other: where the first begins, how many they are, and their length."""
 
 
-def blocks_of(rows: int, length: int, boundaries: torch.Tensor | None) -> list[Block]:
-    """The documents of `rows` of `length` tokens: of a single row those between `boundaries`, else each is one."""
-    if boundaries is None:
-        return [(0, rows, length)]
-    found: list[Block] = []
-    for start, end in itertools.pairwise(boundaries.tolist()):
-        first, count, alike = found[-1] if found else (start, 0, 0)
-        if alike == end - start:
-            found[-1] = (first, count + 1, alike)
-        else:
-            found.append((start, 1, end - start))
-    return found
+class Layout(NamedTuple):
+    """Where documents lie among tokens that follow each other: of rows each is one, unless there are boundaries."""
+
+    rows: int
+    length: int
+    """Of each row."""
+    boundaries: torch.Tensor | None
+    """(documents + 1,) int32: where each begins in a single row, and the end."""
+    longest: int
+    """Tokens of the longest document."""
+
+    def blocks(self) -> list[Block]:
+        """The documents, those of one length that follow each other together."""
+        if self.boundaries is None:
+            return [(0, self.rows, self.length)]
+        found: list[Block] = []
+        for start, end in itertools.pairwise(self.boundaries.tolist()):
+            first, count, alike = found[-1] if found else (start, 0, 0)
+            if alike == end - start:
+                found[-1] = (first, count + 1, alike)
+            else:
+                found.append((start, 1, end - start))
+        return found
 
 
-def refuse_more(
-    names: Sequence[str], asked: Mapping[str, Any], dropout: float, attention_mask: torch.Tensor | None
-) -> None:
-    """Raises ValueError if a model asks of its attention one of `names`, dropout or a mask, of which it does none."""
-    found = [name for name in names if asked.get(name) is not None]
-    if dropout or found or attention_mask is not None:
-        raise ValueError(f"no {', '.join(found) or ('dropout' if dropout else 'mask')} in attention of this kind")
+class Kernel(Protocol):
+    """Causal attention in which each document sees itself alone."""
+
+    def __call__(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, scaling: float, window: int | None, /
+    ) -> torch.Tensor:
+        """Of `q`, (tokens, heads, head size), and `k` and `v` alike, with fewer heads if those are shared; gives one
+        as `q`. `window`: tokens that each sees, itself included; None for all before it."""
 
 
-def varlen_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    cu_seq_lens_q: torch.Tensor | None = None,
-    max_length_q: int | None = None,
-    **more: Any,
-) -> tuple[torch.Tensor, None]:
-    """Causal attention in which each document sees itself alone; as transformers calls it.
+def register(name: str, kernel: Kernel) -> None:
+    """Gives transformers an attention of this `name`. It raises ValueError where a model asks for what no `Kernel`
+    does: dropout, a mask, capped scores and the like."""
 
-    Args:
-        query: (rows, heads, length, head size); `key` and `value` alike, with fewer heads if those are shared.
-        sliding_window: tokens that each sees, itself included; None for all before it.
-        cu_seq_lens_q: (documents + 1,) int32: where each begins in the row; None where each row is one document.
+    def attend(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        dropout: float = 0.0,
+        scaling: float | None = None,
+        sliding_window: int | None = None,
+        cu_seq_lens_q: torch.Tensor | None = None,
+        max_length_q: int | None = None,
+        **more: Any,
+    ) -> tuple[torch.Tensor, None]:
+        asked = [each for each in ("softcap", "s_aux", "position_bias") if more.get(each) is not None]
+        if dropout or asked or attention_mask is not None:
+            raise ValueError(f"no {', '.join(asked) or ('dropout' if dropout else 'mask')} in attention of this kind")
+        rows, _, length, size = query.shape
+        if key.shape[2] != length:
+            # One token at a time, behind a cache.
+            return sdpa_attention_forward(module, query, key, value, None, scaling=scaling)  # type: ignore[no-any-return]
+        kind = query.device.type
+        number = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else query.dtype
+        # Rotation leaves queries in fp32 under autocast, which kernels do not take.
+        q, k, v = (x.transpose(1, 2).flatten(0, 1).to(number) for x in (query, key, value))
+        layout = Layout(rows, length, cu_seq_lens_q, max_length_q or length)
+        out = kernel(q, k, v, layout, size**-0.5 if scaling is None else scaling, sliding_window)
+        return out.view(rows, length, *out.shape[1:]), None
 
-    Returns:
-        (rows, length, heads, head size), and None for the weights.
+    AttentionInterface.register(name, attend)
+    # No mask of (length, length) is made: under causal attention no token sees the padding to its right, and of packed
+    # rows the boundaries say it all.
+    AttentionMaskInterface.register(name, flash_attention_mask)
 
-    Raises:
-        ValueError: the model asks of its attention what the kernel can't do.
-    """
-    refuse_more(("softcap", "s_aux", "position_bias"), more, dropout, attention_mask)
-    rows, heads, length, _ = query.shape
-    if key.shape[2] != length:
-        # One token at a time, behind a cache.
-        return sdpa_attention_forward(module, query, key, value, None, scaling=scaling)  # type: ignore[no-any-return]
-    if cu_seq_lens_q is None or max_length_q is None:
-        cu_seq_lens_q = torch.arange(0, rows * length + 1, length, dtype=torch.int32, device=query.device)
-        max_length_q = length
-    half = torch.get_autocast_dtype(query.device.type) if torch.is_autocast_enabled(query.device.type) else query.dtype
-    # Rotation leaves queries in fp32 under autocast, which the kernel does not take.
-    q, k, v = (x.transpose(1, 2).flatten(0, 1).to(half) for x in (query, key, value))
+
+def _by_varlen(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, scaling: float, window: int | None
+) -> torch.Tensor:
+    """torch's FlashAttention, for a GPU."""
+    begins = layout.boundaries
+    if begins is None:
+        begins = torch.arange(0, len(q) + 1, layout.length, dtype=torch.int32, device=q.device)
     out: Any = varlen.varlen_attn(
         q,
         k,
         v,
-        cu_seq_lens_q,
-        cu_seq_lens_q,
-        max_length_q,
-        max_length_q,
+        begins,
+        begins,
+        layout.longest,
+        layout.longest,
         scale=scaling,
-        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-        enable_gqa=key.shape[1] != heads,
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=k.shape[1] != q.shape[1],
     )
-    return out.view(rows, length, heads, -1), None
+    return cast("torch.Tensor", out)
 
 
-def attention_by_document(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    cu_seq_lens_q: torch.Tensor | None = None,
-    **more: Any,
-) -> tuple[torch.Tensor, None]:
-    """As `varlen_attention`, by torch's kernel for one document after the other: for a CPU."""
-    refuse_more(("softcap", "s_aux", "position_bias"), more, dropout, attention_mask)
-    rows, heads, length, size = query.shape
-    if key.shape[2] != length:
-        # One token at a time, behind a cache.
-        return sdpa_attention_forward(module, query, key, value, None, scaling=scaling)  # type: ignore[no-any-return]
-    tokens = [x.transpose(1, 2).flatten(0, 1).to(value.dtype) for x in (query, key, value)]
+def _by_document(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, scaling: float, window: int | None
+) -> torch.Tensor:
+    """torch's kernel for one document after the other, for a CPU."""
     found = []
-    for start, count, alike in blocks_of(rows, length, cu_seq_lens_q):
-        block = slice(start, start + count * alike)
-        q, k, v = (x[block].view(count, alike, -1, size).transpose(1, 2) for x in tokens)
-        far = sliding_window is not None and alike > sliding_window
-        mask = window_mask(alike, sliding_window, q) if far else None
+    for start, count, length in layout.blocks():
+        block = slice(start, start + count * length)
+        queries, keys, values = (x[block].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+        mask = window_mask(length, window, q) if window is not None and length > window else None
         out = F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=mask is None, scale=scaling, enable_gqa=key.shape[1] != heads
+            queries, keys, values, mask, is_causal=mask is None, scale=scaling, enable_gqa=k.shape[1] != q.shape[1]
         )
-        found.append(out.transpose(1, 2).reshape(-1, heads, size))
-    return torch.cat(found).view(rows, length, heads, size), None
+        found.append(out.transpose(1, 2).flatten(0, 1))
+    return torch.cat(found)
 
 
 def window_mask(length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
@@ -155,7 +157,5 @@ def window_mask(length: int, window: int | None, like: torch.Tensor) -> torch.Te
     return mask if window is None else mask + later.tril(-window)
 
 
-# They need no mask of (length, length) and none is made: the documents' boundaries say it all.
-for name, attend in ((VARLEN, varlen_attention), (BY_DOCUMENT, attention_by_document)):
-    AttentionInterface.register(name, attend)
-    AttentionMaskInterface.register(name, flash_attention_mask)
+register(VARLEN, _by_varlen)
+register(BY_DOCUMENT, _by_document)
