@@ -44,7 +44,17 @@ def test_a_stopped_trainer_is_ended_and_the_run_goes_on_from_its_checkpoint(
         )
         wait_for(lambda: (backend.runs.get(run.id).checkpoint_step or 0) >= 40)
         [trainer] = [process for process in processes_of(tmp_path) if "fm_local.trainer" in process.cmdline()]
-        trainer.suspend()
+        [heartbeat] = tmp_path.rglob("attempts/1/heartbeat.json")
+
+        def stands_still() -> bool:
+            """Between two saves: one that was announced would be given its time."""
+            trainer.suspend()
+            if json.loads(heartbeat.read_bytes())["pause"]:
+                trainer.resume()
+                return False
+            return True
+
+        wait_for(stands_still)
         run = fm.wait(run, timeout=180)
         assert run.status is Status.COMPLETED
         assert not psutil.pid_exists(trainer.pid)
