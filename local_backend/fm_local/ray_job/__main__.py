@@ -45,6 +45,7 @@ def main(stage: str, folder: StageFolder, version: str, nodes: int, per_node: in
     if not folder.job.exists():
         print(f"ftctl: {folder.path} is not there on the Ray cluster's node {os.uname().nodename}: {SHARE}")
         return EXIT_MISFIT
+    request = Job.read(folder).request
     try:
         # Only one job begins what lies in a folder: a head that forgot it was handed the first is handed a second.
         log = os.open(folder.log, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
@@ -57,10 +58,10 @@ def main(stage: str, folder: StageFolder, version: str, nodes: int, per_node: in
     if stage == "check":
         os.execv(sys.executable, [sys.executable, "-m", "fm_local.prepare", str(folder.path)])
     print(f"Ray job with {per_node} processes on each of {nodes} nodes", flush=True)
-    return _train(folder, nodes, per_node, each)
+    return _train(folder, request, Ask(nodes, per_node, each))
 
 
-def _train(folder: StageFolder, nodes: int, per_node: int, each: dict[str, float]) -> int:
+def _train(folder: StageFolder, request: TrainRequest, ask: Ask) -> int:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -69,22 +70,21 @@ def _train(folder: StageFolder, nodes: int, per_node: int, each: dict[str, float
 
     threading.Thread(target=_watch, args=(folder,), daemon=True).start()
     ray.init(logging_level=logging.WARNING)
-    ask = Ask(nodes, per_node, each)
-    here = ask.fitting(_living_nodes())[:nodes]
-    if len(here) < nodes:
-        print(f"of {nodes} nodes {len(here)} are left", flush=True)
+    here = ask.fitting(_living_nodes())[: ask.nodes]
+    if len(here) < ask.nodes:
+        print(f"of {ask.nodes} nodes {len(here)} are left", flush=True)
         return EXIT_LOST
-    named = _placement(here, per_node)
+    named = _placement(here, ask.per_node)
     needed = {node.id for node in here} if "label_selector" in named else set()
-    request = Job.read(folder).request.model_copy(update={"process_gpus": int(each.get("GPU", 0))})
-    threading.Thread(target=_wait_for_place, args=(folder, request, ask, needed), daemon=True).start()
+    settled = request.model_copy(update={"process_gpus": int(ask.each.get("GPU", 0))})
+    threading.Thread(target=_wait_for_place, args=(folder, settled, ask, needed), daemon=True).start()
     trainer = TorchTrainer(
         train,
         train_loop_config={"folder": str(folder.path)},
         scaling_config=ScalingConfig(
-            num_workers=nodes * per_node,
-            use_gpu=each.get("GPU", 0) > 0,
-            resources_per_worker=each,
+            num_workers=ask.nodes * ask.per_node,
+            use_gpu=ask.each.get("GPU", 0) > 0,
+            resources_per_worker=ask.each,
             **named,
         ),
         # A worker that is lost ends the attempt. The agent starts the next, which is the one way to go on.
