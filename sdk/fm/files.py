@@ -29,9 +29,9 @@ _PASSING = {
 }  # fmt: skip
 
 
-def passes(error: OSError) -> bool:
+def passes(error: Exception) -> bool:
     """Whether it is one of those by which a network's disk says that it can't be reached just now."""
-    return error.errno in _PASSING
+    return isinstance(error, OSError) and error.errno in _PASSING
 
 
 @contextmanager

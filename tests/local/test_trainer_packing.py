@@ -24,10 +24,10 @@ from support.families import ATTENTION, FAMILIES, save
 from support.models import Example, Rows, events, examples, lines, make_job, model, run
 
 CPU = torch.device("cpu")
-# transformers has no implementation of these two.
 OURS = (SHORT, attention.BY_DOCUMENT)
 IMPLEMENTATIONS = sorted(
     set(product(ATTENTION, ("eager", "sdpa", "flex_attention", *OURS)))
+    # transformers has no implementation of these two.
     - {("gemma2", "sdpa"), ("gpt2", "flex_attention")}
     # Scores are capped there, which these refuse.
     - set(product(["gemma2"], OURS))

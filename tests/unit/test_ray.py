@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -15,21 +13,16 @@ import respx
 import fm
 from fm.errors import DiskFull, RequestError, Unavailable, Unsupported
 from fm.job import EXIT_DISK_FULL, EXIT_LOST, Job
-from fm.layout import RunFolder, StageFolder
+from fm.layout import StageFolder
 from fm.ray.cluster import NO_ENVIRONMENT, NOT_STARTED, Node, RayCluster
 from fm.ray.placing import Ask, admit, no_room, place
-from fm.request import TrainRequest
-from fm.types import DataRef, ModelRef
 from fm_local.ray_job import __main__ as ray_job
 from fm_local.ray_job.__main__ import EXIT_MISFIT, main
 from fm_local.ray_job.fence import is_over
 from support.data import many_pairs
+from support.ray_jobs import request, write_job
 
 HEAD = "http://127.0.0.1:8265"
-
-
-def request(**values: Any) -> TrainRequest:
-    return TrainRequest.build({"model": "fm/nano-llama", "train_data_path": "d.jsonl", "method": "full", **values})
 
 
 def node(**resources: float) -> Node:
@@ -140,17 +133,6 @@ def ends(code: int) -> None:
     raise Ended(code)
 
 
-def waiting(tmp_path: Path, **values: Any) -> StageFolder:
-    """The folder of a training that waits for its place."""
-    folder = RunFolder(tmp_path / "runs" / "run-1").attempt(1)
-    Job(
-        stage="train", run_id="run-1", run_name="one", attempt=1, request=request(**values),
-        model=ModelRef(kind="preset", name="fm/nano-llama"), train_data=DataRef(path="d.jsonl", digest="", bytes=1),
-        storage_root=str(tmp_path), started_at=datetime.now(UTC),
-    ).write(folder)  # fmt: skip
-    return folder
-
-
 @pytest.mark.parametrize(
     ("living", "said"),
     [(["a", "c"], "gone before the training began: b"), (["a"], "gone before the training began: b"), ([], "gone")],
@@ -162,7 +144,7 @@ def test_a_job_does_not_wait_for_a_node_that_is_gone(
     looks = iter([["a", "b"], ["a", "b"], living])
     monkeypatch.setattr(ray_job, "_living_nodes", lambda: [Node(name, {"CPU": 4.0}) for name in next(looks)])
     monkeypatch.setattr("time.sleep", lambda _: None)
-    folder = waiting(tmp_path, num_nodes=2, num_processes=4)
+    folder = write_job(tmp_path, num_nodes=2, num_processes=4)
     with pytest.raises(Ended, match=str(EXIT_LOST)):
         ray_job._wait_for_place(folder, Job.read(folder).request, Ask(2, 2, {"CPU": 1.0}), {"a", "b"})
     assert said in capsys.readouterr().out
@@ -171,7 +153,7 @@ def test_a_job_does_not_wait_for_a_node_that_is_gone(
 def test_a_job_that_can_not_show_that_it_lives_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os._exit", ends)
     monkeypatch.setattr(ray_job, "_living_nodes", lambda: [node()])
-    folder = waiting(tmp_path)
+    folder = write_job(tmp_path)
 
     def full(*_: object) -> None:
         raise DiskFull("no space left")
@@ -183,7 +165,7 @@ def test_a_job_that_can_not_show_that_it_lives_ends(tmp_path: Path, monkeypatch:
 
 def test_a_job_waits_on_while_the_head_or_the_disk_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = iter([ConnectionError("no head"), OSError(errno.ESTALE, "Stale file handle"), None, None])
-    folder = waiting(tmp_path)
+    folder = write_job(tmp_path)
 
     def nodes() -> list[Node]:
         if error := next(looks, None):
@@ -199,7 +181,7 @@ def test_a_job_waits_on_while_the_head_or_the_disk_is_away(tmp_path: Path, monke
 
 
 def test_a_disk_that_can_not_be_read_just_now_orders_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = waiting(tmp_path)
+    folder = write_job(tmp_path)
     folder.order.write_text("kill")
     assert is_over(folder)
     with monkeypatch.context() as away:

@@ -17,13 +17,12 @@ import respx
 from fm.agent.signs import began, seconds_lived
 from fm.errors import DiskFull, Unauthorised
 from fm.files import write_json
-from fm.job import Job, Reporter
+from fm.job import Reporter
 from fm.launching import Handle, Life
 from fm.layout import RunFolder, StageFolder
 from fm.ray.cluster import RayCluster
 from fm.ray.launcher import RayLauncher
-from fm.request import TrainRequest
-from fm.types import DataRef, ModelRef
+from support.ray_jobs import write_job
 
 HEAD = "http://127.0.0.1:8265"
 JOB = f"{HEAD}/api/jobs/run-1-1"
@@ -53,12 +52,7 @@ class Head:
         return httpx.Response(200, json={})
 
     def start(self, **request: Any) -> None:
-        given = {"model": "fm/nano-llama", "train_data_path": "d.jsonl", "method": "full", **request}
-        Job(
-            stage="train", run_id="run-1", run_name="one", attempt=1, request=TrainRequest.build(given),
-            model=ModelRef(kind="preset", name="fm/nano-llama"), train_data=DataRef(path="d.jsonl", digest="", bytes=1),
-            storage_root=str(self.folder.path.parents[3]), started_at=datetime.now(UTC),
-        ).write(self.folder)  # fmt: skip
+        assert write_job(self.folder.path.parents[3], **request) == self.folder
         run = SimpleNamespace(id="run-1", caller=SimpleNamespace(env={"A": "1"}))
         self.handle = json.loads(json.dumps(self.launcher.start(cast(Any, run), self.folder, "train")))
 

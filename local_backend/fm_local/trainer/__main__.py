@@ -112,7 +112,7 @@ def _report(folder: StageFolder, error: Exception) -> int:
 
     if isinstance(error, DiskFull):
         return EXIT_DISK_FULL
-    if is_lost_peer(error) or (isinstance(error, OSError) and passes(error)):
+    if is_lost_peer(error) or passes(error):
         return EXIT_LOST  # what befell the other one, or the network's disk, is for whoever knows of it to say
     type, message, fault = failure_event(error)
     try:

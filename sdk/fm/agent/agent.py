@@ -149,7 +149,7 @@ class Agent:
             logger.warning("%s: %s", worker.run.name, error)
             return True
         except Exception as error:
-            if isinstance(error, OSError) and passes(error):
+            if passes(error):
                 logger.warning("%s: %s", worker.run.name, error)
                 return True
             # Whatever it is, it concerns this run: an agent that ended with it would leave all the others, and the
