@@ -1,4 +1,5 @@
-"""Norms and attention that are written by hand compute what transformers' own do, for each family that has them."""
+"""Norms, attention and loss that are written by hand compute what transformers' and torch's own do, for each family
+that has them."""
 
 from __future__ import annotations
 
@@ -8,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AttentionInterface
 
 from fm_local.models.load import load_causal_lm
 from fm_local.trainer.attention import BY_DOCUMENT
 from fm_local.trainer.batching import MicroBatch, collate
 from fm_local.trainer.fused_norm import fuse_norms
-from fm_local.trainer.loss import TokenLoss
-from fm_local.trainer.short_attention import SHORT, attend_by_products
+from fm_local.trainer.loss import TokenLoss, cross_entropy
+from fm_local.trainer.short_attention import SHORT, attend_by_products, lay_out
 from support.families import ATTENTION, FAMILIES, save
 from support.models import Rows, examples, model
 
@@ -122,15 +125,15 @@ def test_answers_are_those_of_the_familys_own_attention(tmp_path: Path) -> None:
     assert answers[0] == answers[1]
 
 
-@pytest.mark.parametrize("window", [None, 50, 200])
-@pytest.mark.parametrize("packed", [True, False])
-def test_long_documents_are_attended_to_as_by_one_product_with_a_mask(packed: bool, window: int | None) -> None:
-    lengths = [500, 130, 130, 20, 1] if packed else [333] * 2
+@pytest.mark.parametrize("window", [None, 20, 50, 200])
+@pytest.mark.parametrize("lengths", [[500, 130, 130, 20, 1], [70, 66, 64, 64, 38, 31, 5, 1, 12], [333, 333]])
+def test_documents_are_attended_to_as_by_one_product_with_a_mask(lengths: list[int], window: int | None) -> None:
+    packed = len(set(lengths)) > 1
     heads, shared, size, tokens = 6, 2, 8, sum(lengths)
     torch.manual_seed(1)
     counts = (heads, shared, shared)
     given = [torch.randn(tokens, count, size, dtype=torch.float64, requires_grad=True) for count in counts]
-    rows = 1 if packed else 2
+    rows = 1 if packed else len(lengths)
     inputs = [x.view(rows, tokens // rows, -1, size).transpose(1, 2) for x in given]
     ends = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32) if packed else None
     found = [
@@ -149,3 +152,34 @@ def test_long_documents_are_attended_to_as_by_one_product_with_a_mask(packed: bo
         # What stretches give to the keys is summed in fp32.
         for one, other in zip(torch.autograd.grad(out, given, upstream), wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@given(st.lists(st.integers(1, 700), min_size=1, max_size=12))
+def test_each_query_and_key_lies_in_one_place_and_documents_in_few_sizes(lengths: list[int]) -> None:
+    lay = lay_out(tuple(lengths), 6, 2)
+    for taken, places, heads in ((lay.queries, lay.places_of_queries, 6), (lay.keys, lay.places_of_keys, 2)):
+        assert taken[places].tolist() == list(range(sum(lengths) * heads))
+    own = np.zeros(len(lay.queries), dtype=bool)
+    own[lay.places_of_queries] = True
+    assert lay.filling.tolist() == np.flatnonzero(~own).tolist()
+    # Each size of a product is compiled once.
+    assert all(group.length % 32 == 0 for group in lay.groups)
+    assert sum(group.products // 2 for group in lay.groups) == len(lengths)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("more", [0, 7])
+def test_the_loss_and_its_gradient_are_torchs_own(dtype: torch.dtype, more: int) -> None:
+    torch.manual_seed(1)
+    logits = (3 * torch.randn(20 + more, 50)).to(dtype).requires_grad_()
+    labels = torch.randint(50, (20,))
+    labels[5:10] = logits[5:10].argmax(-1)
+    with torch.no_grad():
+        logits[0, labels[0]] = -300.0  # whose probability is 0 in fp32
+    counted = logits[:20].float()
+    loss, right = cross_entropy(logits, labels)
+    expected = torch.nn.functional.cross_entropy(counted, labels, reduction="sum")
+    torch.testing.assert_close(loss, expected)
+    assert right == (counted.argmax(-1) == labels).sum() > 0
+    (ours,), (theirs,) = (torch.autograd.grad(2 * value, logits) for value in (loss, expected))
+    torch.testing.assert_close(ours, theirs)

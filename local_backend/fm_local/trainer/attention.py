@@ -34,10 +34,6 @@ def candidates(device: torch.device, present: str) -> list[str]:
     return list(dict.fromkeys([*flash, VARLEN, "flex_attention", present]))
 
 
-Block = tuple[int, int, int]
-"""Documents of one length, one behind the other: where the first begins, how many they are, and their length."""
-
-
 class Layout(NamedTuple):
     """Where documents lie among tokens that follow each other: of rows each is one, unless there are boundaries."""
 
@@ -49,18 +45,11 @@ class Layout(NamedTuple):
     longest: int
     """Tokens of the longest document."""
 
-    def blocks(self) -> list[Block]:
-        """The documents, those of one length that follow each other together."""
+    def documents(self) -> tuple[int, ...]:
+        """Tokens of each document."""
         if self.boundaries is None:
-            return [(0, self.rows, self.length)]
-        found: list[Block] = []
-        for start, end in itertools.pairwise(self.boundaries.tolist()):
-            first, count, alike = found[-1] if found else (start, 0, 0)
-            if alike == end - start:
-                found[-1] = (first, count + 1, alike)
-            else:
-                found.append((start, 1, end - start))
-        return found
+            return (self.length,) * self.rows
+        return tuple(self.boundaries.diff().tolist())
 
 
 class Kernel(Protocol):
@@ -137,16 +126,18 @@ def _by_varlen(
 def _by_document(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, scaling: float, window: int | None
 ) -> torch.Tensor:
-    """torch's kernel for one document after the other, for a CPU."""
-    found = []
-    for start, count, length in layout.blocks():
-        block = slice(start, start + count * length)
-        queries, keys, values = (x[block].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
+    """torch's kernel for one document after the other, or for those of one length that follow each other, for a CPU."""
+    found, start = [], 0
+    for length, alike in itertools.groupby(layout.documents()):
+        count = len(list(alike))
+        end = start + count * length
+        queries, keys, values = (x[start:end].view(count, length, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
         mask = window_mask(length, window, q) if window is not None and length > window else None
         out = F.scaled_dot_product_attention(
             queries, keys, values, mask, is_causal=mask is None, scale=scaling, enable_gqa=k.shape[1] != q.shape[1]
         )
         found.append(out.transpose(1, 2).flatten(0, 1))
+        start = end
     return torch.cat(found)
 
 

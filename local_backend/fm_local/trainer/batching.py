@@ -20,7 +20,7 @@ import torch
 _GROUP_SHARE = 1 / 32
 """What it costs to begin a group of rows, as a share of the time for the most tokens that one may hold: so it was on a
 CPU. A GPU holds more, and is the sooner left idle."""
-_ROW_TOKENS = 32
+ROW_TOKENS = 32
 """oneDNN compiles each matrix product anew for each number of rows, and keeps the last 1,024: with rows of any length
 a training on a CPU took 4 to 10 % longer."""
 
@@ -188,13 +188,13 @@ def unlabelled(ids: torch.Tensor) -> MicroBatch:
 def collate_packed(data: Examples, examples: Sequence[int] | Indices, *, labelled: bool = True) -> MicroBatch:
     """Loads `examples` into one row, one behind the other. No label crosses from one to the next, since each goes
     without its last token, and the first of the next is nowhere a label. The row is filled up to a multiple of
-    `_ROW_TOKENS` by a last document without labels."""
+    `ROW_TOKENS` by a last document without labels."""
     documents = [data[int(index)] for index in examples]
     mask = np.concatenate([trained[1:] for _, trained in documents]) & labelled
     positions = np.flatnonzero(mask)
     labels = np.concatenate([ids[1:] for ids, _ in documents])[positions]
     inputs = [ids[:-1] for ids, _ in documents]
-    if missing := -sum(map(len, inputs)) % _ROW_TOKENS:
+    if missing := -sum(map(len, inputs)) % ROW_TOKENS:
         inputs.append(np.zeros(missing, dtype=np.int64))
     return lay_in_row(inputs, positions, labels)
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that everyone knows
 from torch import nn
 
-from fm_local.trainer.batching import MicroBatch
+from fm_local.trainer.batching import ROW_TOKENS, MicroBatch
 
 _LOGITS_AT_ONCE = 1 << 26
 """Elements of the largest block of logits: 256 MiB in fp32."""
@@ -39,15 +39,16 @@ class TokenLoss(nn.Module):
 
     def forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         if not self._split:
-            return _cross_entropy(_pick(self._logits(batch), batch), batch.labels)
-        hidden = _pick(self.language_model.base_model(**batch.inputs(), use_cache=False).last_hidden_state, batch)
+            return cross_entropy(_pick(self._logits(batch), batch.positions), batch.labels)
+        states = self.language_model.base_model(**batch.inputs(), use_cache=False).last_hidden_state
+        hidden, labels = _pick(states, batch.positions), batch.labels
         head = self.language_model.get_output_embeddings()
         columns = self.callers * self.language_model.config.get_text_config().vocab_size
-        rows = max(1, _LOGITS_AT_ONCE // columns)
+        rows = max(1, _LOGITS_AT_ONCE // columns // ROW_TOKENS) * ROW_TOKENS
         if not torch.is_grad_enabled():
-            return _sum(_cross_entropy(head(h), y) for h, y in _blocks(rows, hidden, batch.labels))
+            return _sum(cross_entropy(head(h), y) for h, y in _blocks(rows, hidden, labels))
         trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-        return _BlockwiseLoss.apply(head, rows, batch.labels, hidden, *trained)  # type: ignore[no-any-return, no-untyped-call]
+        return _BlockwiseLoss.apply(head, rows, labels, hidden, *trained)  # type: ignore[no-any-return, no-untyped-call]
 
     def logits(self, batch: MicroBatch) -> torch.Tensor:
         """The model's own, (rows, length, vocabulary)."""
@@ -58,9 +59,12 @@ class TokenLoss(nn.Module):
         return logits
 
 
-def _pick(values: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+def _pick(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """What `values`, (rows, length, any), hold at these `positions`, filled up to a multiple of `ROW_TOKENS`."""
     flat = values.flatten(0, 1)
-    return flat if len(batch.positions) == len(flat) else flat.index_select(0, batch.positions)
+    if len(positions) == len(flat):
+        return flat
+    return flat.index_select(0, F.pad(positions, (0, -len(positions) % ROW_TOKENS)))
 
 
 class _BlockwiseLoss(torch.autograd.Function):
@@ -77,7 +81,7 @@ class _BlockwiseLoss(torch.autograd.Function):
         for h, y, slot in _blocks(rows, hidden, labels, of_hidden):
             with torch.enable_grad():
                 h = h.detach().requires_grad_()
-                loss, right = _cross_entropy(head(h), y)
+                loss, right = cross_entropy(head(h), y)
             first, *others = torch.autograd.grad(loss, [h, *trained])
             slot.copy_(first)
             for total, part in zip(of_trained, others, strict=True):
@@ -102,10 +106,35 @@ def _sum(found: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> tuple[torch.Tens
     return torch.stack(losses).sum(), torch.stack(rights).sum()
 
 
-def _cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = logits.float()
-    right = (logits.detach().argmax(-1) == labels).sum()
-    return F.cross_entropy(logits, labels, reduction="sum"), right
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of `logits`, (rows, vocabulary), against `labels`, ids of words: the sum in nats, in fp32, and how many labels
+    the logits put first. More rows than there are labels don't count."""
+    return _CrossEntropy.apply(logits, labels)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Its gradient, softmax - one-hot, is made with it. The loss is (largest logit - label's logit) - log of the
+    largest probability, which can't underflow as the label's own can."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        counted, places = logits[: len(labels)], labels[:, None]
+        probabilities = torch.softmax(counted, -1, dtype=torch.float32)
+        most, best = counted.max(-1, keepdim=True)  # on a CPU, argmax takes four times as long
+        losses = most.float() - counted.gather(1, places) - probabilities.gather(1, best).log()
+        if ctx.needs_input_grad[0]:
+            probabilities.scatter_add_(1, places, probabilities.new_full(places.shape, -1.0))
+            gradient = torch.empty_like(logits)
+            gradient[: len(labels)], gradient[len(labels) :] = probabilities, 0.0
+            ctx.save_for_backward(gradient)
+        right = (best == places).sum()
+        ctx.mark_non_differentiable(right)
+        return losses.sum(), right
+
+    @staticmethod
+    def backward(ctx: Any, of_loss: torch.Tensor, _: None) -> tuple[torch.Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient.mul_(of_loss), None
 
 
 @torch.no_grad()
