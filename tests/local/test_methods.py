@@ -222,7 +222,7 @@ def test_a_fused_adapter_computes_what_pefts_own_does(
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("rows_at_once", [7, 10_000])
+@pytest.mark.parametrize("rows_at_once", [32, 10_000])
 def test_trap_30_the_gradient_of_an_adapter_on_the_head_is_the_plain_losss(
     tmp_path: Path, tied: bool, rows_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,7 +234,8 @@ def test_trap_30_the_gradient_of_an_adapter_on_the_head_is_the_plain_losss(
     trainable = {name: p for name, p in language_model.named_parameters() if p.requires_grad}
     for parameter in trainable.values():
         torch.nn.init.normal_(parameter, std=0.1)
-    batch = collate(Rows(examples(6)), list(range(6)))
+    batch = collate(Rows(examples(5)), list(range(5)))
+    assert 32 < len(batch.labels) < 64
     loss, _ = TokenLoss(language_model)(batch)
     ours = torch.autograd.grad(loss, list(trainable.values()))
     logits = language_model(input_ids=batch.ids).logits.flatten(0, 1)[batch.positions]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AttentionInterface
 
@@ -132,9 +132,9 @@ def test_documents_are_attended_to_as_by_one_product_with_a_mask(lengths: list[i
     heads, shared, size, tokens = 6, 2, 8, sum(lengths)
     torch.manual_seed(1)
     counts = (heads, shared, shared)
-    given = [torch.randn(tokens, count, size, dtype=torch.float64, requires_grad=True) for count in counts]
+    leaves = [torch.randn(tokens, count, size, dtype=torch.float64, requires_grad=True) for count in counts]
     rows = 1 if packed else len(lengths)
-    inputs = [x.view(rows, tokens // rows, -1, size).transpose(1, 2) for x in given]
+    inputs = [x.view(rows, tokens // rows, -1, size).transpose(1, 2) for x in leaves]
     ends = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32) if packed else None
     found = [
         AttentionInterface()[name](torch.nn.Module(), *inputs, None, sliding_window=window, cu_seq_lens_q=ends)[0]
@@ -143,17 +143,18 @@ def test_documents_are_attended_to_as_by_one_product_with_a_mask(lengths: list[i
     document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     back = torch.arange(tokens)[:, None] - torch.arange(tokens)[None]
     seen = (document[:, None] == document[None]) & (back >= 0) & (back < (window or tokens))
-    q, k, v = (x.transpose(0, 1) for x in given)
+    q, k, v = (x.transpose(0, 1) for x in leaves)
     plain = torch.nn.functional.scaled_dot_product_attention(q, k, v, seen, enable_gqa=True).transpose(0, 1)
     upstream = torch.randn_like(plain)
-    wanted = torch.autograd.grad(plain, given, upstream)
+    wanted = torch.autograd.grad(plain, leaves, upstream)
     for out in (attended.flatten(0, 1) for attended in found):
         torch.testing.assert_close(out, plain)
         # What stretches give to the keys is summed in fp32.
-        for one, other in zip(torch.autograd.grad(out, given, upstream), wanted, strict=True):
+        for one, other in zip(torch.autograd.grad(out, leaves, upstream), wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 700), min_size=1, max_size=12))
 def test_each_query_and_key_lies_in_one_place_and_documents_in_few_sizes(lengths: list[int]) -> None:
     lay = lay_out(tuple(lengths), 6, 2)
@@ -162,7 +163,7 @@ def test_each_query_and_key_lies_in_one_place_and_documents_in_few_sizes(lengths
     own = np.zeros(len(lay.queries), dtype=bool)
     own[lay.places_of_queries] = True
     assert lay.filling.tolist() == np.flatnonzero(~own).tolist()
-    # Each size of a product is compiled once.
+    # Lengths that recur: each size of a product is compiled by itself.
     assert all(group.length % 32 == 0 for group in lay.groups)
     assert sum(group.products // 2 for group in lay.groups) == len(lengths)
 

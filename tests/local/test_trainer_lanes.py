@@ -134,7 +134,7 @@ def test_gradients_too_large_to_have_twice_leave_one_lane(tmp_path: Path, monkey
 
 
 def test_lanes_together_hold_no_more_logits_than_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "_LOGITS_AT_ONCE", 259 * 8)
+    monkeypatch.setattr(loss_module, "_LOGITS_AT_ONCE", 259 * 64)
     held = []
 
     def head_sees(_: Any, args: Any) -> None:
@@ -148,7 +148,7 @@ def test_lanes_together_hold_no_more_logits_than_one(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(loss_module.TokenLoss, "look_at_head", look_at_head)
     base = model("llama", tmp_path / "base")
-    for count, rows in ((1, 8), (2, 4)):
+    for count, rows in ((1, 64), (2, 32)):
         trained(tmp_path / str(count), count, monkeypatch, base=base)
         steps = held[-30:]  # before them, the whole model was tried
         assert max(steps) == rows

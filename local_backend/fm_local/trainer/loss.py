@@ -16,7 +16,7 @@ from torch import nn
 from fm_local.trainer.batching import ROW_TOKENS, MicroBatch
 
 _LOGITS_AT_ONCE = 1 << 26
-"""Elements of the largest block of logits: 256 MiB in fp32."""
+"""Elements of the largest block of logits, unless `ROW_TOKENS` rows have more: 256 MiB in fp32."""
 
 
 class TokenLoss(nn.Module):
@@ -41,14 +41,14 @@ class TokenLoss(nn.Module):
         if not self._split:
             return cross_entropy(_pick(self._logits(batch), batch.positions), batch.labels)
         states = self.language_model.base_model(**batch.inputs(), use_cache=False).last_hidden_state
-        hidden, labels = _pick(states, batch.positions), batch.labels
+        hidden = _pick(states, batch.positions)
         head = self.language_model.get_output_embeddings()
         columns = self.callers * self.language_model.config.get_text_config().vocab_size
         rows = max(1, _LOGITS_AT_ONCE // columns // ROW_TOKENS) * ROW_TOKENS
         if not torch.is_grad_enabled():
-            return _sum(cross_entropy(head(h), y) for h, y in _blocks(rows, hidden, labels))
+            return _sum(cross_entropy(head(h), y) for h, y in _blocks(rows, hidden, batch.labels))
         trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-        return _BlockwiseLoss.apply(head, rows, labels, hidden, *trained)  # type: ignore[no-any-return, no-untyped-call]
+        return _BlockwiseLoss.apply(head, rows, batch.labels, hidden, *trained)  # type: ignore[no-any-return, no-untyped-call]
 
     def logits(self, batch: MicroBatch) -> torch.Tensor:
         """The model's own, (rows, length, vocabulary)."""
@@ -60,7 +60,8 @@ class TokenLoss(nn.Module):
 
 
 def _pick(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """What `values`, (rows, length, any), hold at these `positions`, filled up to a multiple of `ROW_TOKENS`."""
+    """What `values`, (rows, length, any), hold at these `positions`: at all of them, or filled up to a
+    multiple of `ROW_TOKENS`."""
     flat = values.flatten(0, 1)
     if len(positions) == len(flat):
         return flat
@@ -121,7 +122,7 @@ class _CrossEntropy(torch.autograd.Function):
         counted, places = logits[: len(labels)], labels[:, None]
         probabilities = torch.softmax(counted, -1, dtype=torch.float32)
         most, best = counted.max(-1, keepdim=True)  # on a CPU, argmax takes four times as long
-        losses = most.float() - counted.gather(1, places) - probabilities.gather(1, best).log()
+        losses = most.float() - counted.gather(1, places).float() - probabilities.gather(1, best).log()
         if ctx.needs_input_grad[0]:
             probabilities.scatter_add_(1, places, probabilities.new_full(places.shape, -1.0))
             gradient = torch.empty_like(logits)
@@ -134,7 +135,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, of_loss: torch.Tensor, _: None) -> tuple[torch.Tensor, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient.mul_(of_loss), None
+        return gradient * of_loss, None
 
 
 @torch.no_grad()

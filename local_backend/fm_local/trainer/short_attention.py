@@ -16,16 +16,13 @@ import numpy as np
 import torch
 
 from fm_local.trainer.attention import Layout, register, window_mask
-from fm_local.trainer.batching import Indices, unlabelled
+from fm_local.trainer.batching import ROW_TOKENS, Indices, unlabelled
 from fm_local.trainer.loss import TokenLoss
 
 SHORT = "fm_short"
 _STRETCH = 128
 """Queries of a long document that are computed together: one of 600 tokens takes 0.8 times as long so, one of 1,000
 half of it."""
-_STEP = 32
-"""Of the lengths to which documents are filled up. oneDNN compiles each product anew for each size that it has not
-seen, which takes as long as twenty small products."""
 _ALIKE = 12_000
 """Pairs of tokens that may be computed for nothing in order to compute a document together with longer ones: what its
 products cost to begin alone."""
@@ -34,8 +31,8 @@ _PROBE = 2, 24
 
 
 def attend_by_products(loss: TokenLoss, device: torch.device) -> None:
-    """Lets the model attend as it is written out here, if its logits are then those of transformers' own written-out
-    attention, and else by that one: some models cap scores, add sinks or drop weights at random."""
+    """Lets a model on a CPU attend as it is written out here, if its logits are then those of transformers' own
+    written-out attention, and else by that one: some models cap scores, add sinks or drop weights at random."""
     model = loss.language_model
     ids = torch.arange(_PROBE[0] * _PROBE[1], device=device).view(_PROBE) % model.config.get_text_config().vocab_size
     batch = unlabelled(ids)
@@ -60,6 +57,8 @@ def attend_by_products(loss: TokenLoss, device: torch.device) -> None:
 def _by_products(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, scaling: float, window: int | None
 ) -> torch.Tensor:
+    if v.shape != k.shape:
+        raise ValueError("values of another size than keys")
     out: torch.Tensor = _Attention.apply(q, k, v, scaling, window, layout.documents())  # type: ignore[no-untyped-call]
     return out
 
@@ -175,7 +174,7 @@ def lay_out(documents: tuple[int, ...], heads: int, shared: int) -> _Lay:
     starts, groups = np.cumsum([0, *documents]), []
     for first, last in _alike(documents):
         lengths = np.array(documents[first:last])[:, None]
-        length = -int(lengths.max()) // _STEP * -_STEP
+        length = -int(lengths.max()) // ROW_TOKENS * -ROW_TOKENS
         places = np.arange(length)
         # (documents, length); what fills up repeats the last token, so that it is a finite number.
         tokens, own = starts[first:last, None] + np.minimum(places, lengths - 1), places < lengths
@@ -220,12 +219,12 @@ class _Rows:
 
 def _alike(documents: tuple[int, ...]) -> Iterator[tuple[int, int]]:
     """Documents that are computed together, of those that follow each other: the first, and the one behind the last."""
-    first = 0
-    for here in range(1, len(documents)):
-        together = documents[first : here + 1]
-        if sum(max(together) ** 2 - length**2 for length in together) > _ALIKE * (here - first):
+    first = longest = squares = 0
+    for here, length in enumerate(documents):
+        longest, squares = max(longest, length), squares + length**2
+        if (here + 1 - first) * longest**2 - squares > _ALIKE * (here - first):
             yield first, here
-            first = here
+            first, longest, squares = here, length, length**2
     yield first, len(documents)
 
 
@@ -245,10 +244,11 @@ def _hide_later(scores: torch.Tensor, stretch: _Stretch, window: int | None) -> 
     """Takes from each query what comes after it, and what lies before its window."""
     begin, end = stretch.begin, stretch.end
     scores = scores.view(-1, end - begin, end)
-    if window is not None and end > window:
-        scores += window_mask(end, window, scores)[begin:]
-    else:
+    if window is None or end <= window:
         scores[..., begin:] += window_mask(end - begin, None, scores)
+    else:
+        hidden = scores.new_full((end - begin, end), float("-inf"))
+        scores += hidden.triu(begin + 1) + hidden.tril(begin - window)
 
 
 def _summed(parts: list[torch.Tensor]) -> torch.Tensor:
