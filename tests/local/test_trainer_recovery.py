@@ -167,12 +167,14 @@ def test_choosing_by_held_out_data_needs_some(tmp_path: Path, base: Path, field:
 def test_where_memory_runs_out_the_pieces_become_smaller_and_the_gradient_stays(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def trained(root: Path) -> dict[str, torch.Tensor]:
+    def trained(root: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
         job, folder = make_job(root, rows=examples(16), base=base, batch_size=8, training_duration="4ba")
         assert run(job, folder)
-        return load_file(folder.final / "model.safetensors")
+        steps = [line["values"] for line in lines(folder.metrics) if "grad_norm" in line["values"]]
+        seen = [step[name] for step in steps for name in ("loss/train/total", "grad_norm")]
+        return seen, load_file(folder.final / "model.safetensors")
 
-    expected = trained(tmp_path / "plain")
+    steps, expected = trained(tmp_path / "plain")
     forward, tokens = TokenLoss.forward, []
 
     def limited(self: TokenLoss, batch: object) -> object:
@@ -182,7 +184,11 @@ def test_where_memory_runs_out_the_pieces_become_smaller_and_the_gradient_stays(
         return forward(self, batch)  # type: ignore[arg-type]
 
     monkeypatch.setattr(TokenLoss, "forward", limited)
-    found = trained(tmp_path / "limited")
+    limited_steps, found = trained(tmp_path / "limited")
     assert max(tokens) > 64 and tokens[-1] <= 64
+    assert len(steps) == 8 and limited_steps == pytest.approx(steps, rel=1e-4)
+    before = load_file(base / "model.safetensors")
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+        # AdamW moves an element whose gradient is nearly nothing by its sign, which rounding decides.
+        moved = (expected[name] - before[name]).norm()
+        assert (found[name] - expected[name]).norm() < 1e-3 * moved
