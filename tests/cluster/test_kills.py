@@ -13,10 +13,13 @@ def test_a_worker_a_node_the_head_and_the_agent_are_killed_and_it_trains_as_two_
     here: fm.Run, victim: RayVictim
 ) -> None:
     run = victim.create()
-    for attempt, part in enumerate(("worker", "node", "head", "agent"), 1):
-        until(lambda attempt=attempt: run.refresh().attempt == attempt, f"attempt {attempt}")
+    for part in ("worker", "node", "head", "agent"):
         assert victim.disturb(run, part), part
-    victim.check(run, here, starts=4)
+        if part != "agent":  # whose run goes on without it
+            killed = run.attempt
+            until(lambda killed=killed: run.refresh().attempt > killed, f"an attempt after {killed}")
+    # Ray misses a node after some seconds: an attempt that is begun before ends for want of it.
+    victim.check(run, here, starts=4, at_most=6)
     prompt = "what is 3 plus 3?\n"
     answers = [fm.load(each, backend=victim.backend).generate(prompt) for each in (run, here)]
     assert answers[0] == answers[1]
