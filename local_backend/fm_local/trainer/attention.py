@@ -141,11 +141,12 @@ def _by_document(
     return torch.cat(found)
 
 
-def window_mask(length: int, window: int | None, like: torch.Tensor) -> torch.Tensor:
-    """(length, length): 0 where a token (row) sees another, itself included, and minus infinity elsewhere."""
-    later = like.new_full((length, length), float("-inf"))
-    mask = later.triu(1)
-    return mask if window is None else mask + later.tril(-window)
+def window_mask(length: int, window: int | None, like: torch.Tensor, begin: int = 0) -> torch.Tensor:
+    """(length - begin, length): 0 where a token (row, from the one at `begin` on) sees another, itself included, and
+    minus infinity elsewhere."""
+    later = like.new_full((length - begin, length), float("-inf"))
+    mask = later.triu(begin + 1)
+    return mask if window is None else mask + later.tril(begin - window)
 
 
 register(VARLEN, _by_varlen)

@@ -247,8 +247,7 @@ def _hide_later(scores: torch.Tensor, stretch: _Stretch, window: int | None) -> 
     if window is None or end <= window:
         scores[..., begin:] += window_mask(end - begin, None, scores)
     else:
-        hidden = scores.new_full((end - begin, end), float("-inf"))
-        scores += hidden.triu(begin + 1) + hidden.tril(begin - window)
+        scores += window_mask(end, window, scores, begin)
 
 
 def _summed(parts: list[torch.Tensor]) -> torch.Tensor:
