@@ -77,12 +77,17 @@ class Lab:
             "method": method, "seed": seed, "device": self.device, "precision": self.precision,
             "model": str(self.model), "attempt": number,
             "steps": None, "save_at": None, "resume": None,
-            "tokens_per_step": BATCH * task["tokens"] / task["rows"], "options": options,
+            "tokens_per_step": self.tokens_per_step(data), "options": options,
             "started": time.time(), **task, **more,
         }  # fmt: skip
         path = self.folder / f"{number}.json"
         self._python(WORKERS[contender.worker], str(path), json.dumps(spec))
         return Result.read(path)
+
+    def tokens_per_step(self, data: str) -> float:
+        """Of `BATCH` examples, on average."""
+        task = self.tasks[data]
+        return float(BATCH * task["tokens"] / task["rows"])
 
     def judge(self, weights: dict[str, str], data: str) -> dict[str, float]:
         """Held-out loss by contender."""

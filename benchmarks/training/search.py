@@ -29,7 +29,12 @@ def hf_grouped() -> dict[str, Any]:
     return {"per_device_train_batch_size": 16, **_GROUPED}
 
 
-def _stages(device: str, precision: str, method: str) -> list[list[dict[str, Any]]]:
+_PACKINGS = (("bfd", 512), ("bfd", 1024), ("bfd_split", 256), ("bfd_split", 512), ("wrapped", 512))
+"""How rows are filled, and their tokens. What is longer than a row loses its end by "bfd", and goes on in another by
+the others."""
+
+
+def _stages(device: str, precision: str, method: str, tokens_per_step: float) -> list[list[dict[str, Any]]]:
     """Changes to try, stage by stage; the first stage holds whole configurations."""
     attentions = ["sdpa", "eager"] if device == "cpu" else ["sdpa", "flash_attention_2", "flex_attention"]
     plain = PLAIN | {"bf16": precision == "bf16"}
@@ -40,13 +45,15 @@ def _stages(device: str, precision: str, method: str) -> list[list[dict[str, Any
         for by in ({}, _GROUPED)
     ]
     arranging: list[dict[str, Any]] = [{"padding_free": True, "max_length": None}]
-    for strategy in ("bfd", "wrapped"):
-        for length in (512, 1024):
-            # As many examples in a step as the others have, nearly: about 12 or 6 fit into a row.
-            rows = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": max(1, 1024 // length)}
-            arranging.append({"packing": True, "packing_strategy": strategy, "max_length": length, **rows})
+    for strategy, length in _PACKINGS:
+        # The rows whose examples in a step are the nearest to the others' in number: one after the other, or at once.
+        count = max(1, round(tokens_per_step / length))
+        packed = {"packing": True, "packing_strategy": strategy, "max_length": length}
+        for rows, times in dict.fromkeys([(1, count), (count, 1)]):
+            arranging.append(packed | {"per_device_train_batch_size": rows, "gradient_accumulation_steps": times})
     other: dict[str, Any] = {"bf16": precision != "bf16"}
     numbers = [other, {"dataloader_num_workers": 2}, {"gradient_checkpointing": True}]
+    numbers += [{"attention": attention} for attention in attentions]
     if method == "lora" and precision == "bf16":
         # Loaded in bf16, as ftctl keeps what is frozen. Full training would then have no fp32 weights.
         numbers.append({"dtype": "bfloat16"})
@@ -58,10 +65,11 @@ def search_trl(lab: Lab, method: str, data: str) -> Iterator[Trial]:
     """Trial after trial of TRL's options."""
     trials: list[Trial] = []
     base: dict[str, Any] = {}
-    for stage in _stages(lab.device, lab.precision, method):
-        for change in stage:
-            trials.append(_try(lab, Contender("trl", base | change), method, data))
-            yield trials[-1]
+    for stage in _stages(lab.device, lab.precision, method, lab.tokens_per_step(data)):
+        for options in (base | change for change in stage):
+            if options != base:
+                trials.append(_try(lab, Contender("trl", options), method, data))
+                yield trials[-1]
         base = best(trials)
 
 
