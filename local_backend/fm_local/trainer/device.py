@@ -20,6 +20,11 @@ from fm.request import TrainRequest
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy", "ftctl")
 _TRACKER_MODULES = {"mlflow": "mlflow", "wandb": "wandb", "tensorboard": "tensorboard"}
 
+_PRODUCTS_READY = "16"
+"""Products of matrices of certain sizes that torch keeps ready in each thread, with what each has allocated. By default
+these are 1,024, as many as oneDNN keeps behind it for all threads: a fifth of a small training's memory on a CPU, for
+no time that could be measured (docs/performance.md)."""
+
 
 def open_accelerator(request: TrainRequest, folder: StageFolder) -> Accelerator:
     """The accelerator for this process: alone, or one of several if torchrun or `accelerate launch` started it.
@@ -30,6 +35,7 @@ def open_accelerator(request: TrainRequest, folder: StageFolder) -> Accelerator:
     for tracker in request.trackers:
         if importlib.util.find_spec(_TRACKER_MODULES[tracker]) is None:
             raise MissingExtra(f"tracker {tracker!r} is not installed here", extra="track")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", _PRODUCTS_READY)  # looked up with the first product
     precision = pick_precision(request)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return Accelerator(
