@@ -15,6 +15,9 @@ Trial = dict[str, Any]
 
 PLAIN: dict[str, Any] = {"gradient_checkpointing": False}
 _GROUPED = {"train_sampling_strategy": "group_by_length"}
+_STEPS = 20
+"""After which a trial ends whose steps are drawn at random, and so alike. Steps by length begin with the longest, and
+take a whole pass."""
 _BATCHES = ((16, 1), (8, 2))
 """Rows of a micro-batch, and how many of them make a step."""
 
@@ -90,8 +93,9 @@ def best(trials: list[Trial]) -> dict[str, Any]:
 
 def _try(lab: Lab, contender: Contender, method: str, data: str) -> Trial:
     trial: Trial = {"options": contender.options, "tokens_per_second": 0.0}
+    by_length = _GROUPED.items() <= contender.options.items() and not contender.options.get("packing")
     try:
-        result = lab.run(contender, method, data, seed=1)
+        result = lab.run(contender, method, data, seed=1, steps=None if by_length else _STEPS)
     except Failed as error:
         trial["failed"] = str(error).strip().splitlines()[-1][:200]
     else:
