@@ -60,7 +60,7 @@ def _stages(device: str, precision: str, method: str, tokens_per_step: float) ->
     if method == "lora" and precision == "bf16":
         # Loaded in bf16, as ftctl keeps what is frozen. Full training would then have no fp32 weights.
         numbers.append({"dtype": "bfloat16"})
-    compiled: list[dict[str, Any]] = [{"torch_compile": True}] if device == "cuda" else []
+    compiled: list[dict[str, Any]] = [{"torch_compile": True}, {"use_liger_kernel": True}] if device == "cuda" else []
     return [first, arranging, numbers + compiled]
 
 

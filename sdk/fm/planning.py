@@ -20,6 +20,7 @@ from fm.machine import main_memory
 from fm.plans import Plan, PlanTask
 from fm.presets import PRESETS
 from fm.request import WHOLE_WEIGHTS
+from fm.resolve import context_length_of, shape_of
 
 if TYPE_CHECKING:
     from fm.creation import DryRun
@@ -68,22 +69,23 @@ def make_plan(
 
 
 def refuse_oversize(prepared: DryRun) -> None:
-    """Refuses what certainly fits no device of this machine.
+    """Refuses what certainly fits no device of this machine, computed one example at a time.
 
-    Bounds from the size of the weights alone come first: a plainly small model costs no time. Only what lies between
-    the two bounds is traced, and where no plan can be made nothing is certain.
+    Bounds from the size of the weights and of the longest possible example come first: what is plainly small costs no
+    time. Only what lies near the memory is traced, and where no plan can be made nothing is certain.
 
     Raises:
         RequestError: says how much is needed, and what to try.
     """
     request, model = prepared.request, prepared.model
     size = parameters_of(model)
-    if size is None or request.sharding == "full-offload" or is_plainly_small(request, model):
+    if size is None or is_plainly_small(prepared):
         return
-    least = least_bytes(request, size)
     memory = _memory_of_a_process(request.num_processes)
+    offloaded = request.sharding == "full-offload"
+    least = 0.0 if offloaded else least_bytes(request, size)
     least /= request.num_processes if request.sharding not in WHOLE_WEIGHTS else 1
-    if least <= memory / 8:
+    if max(least, _kept_of_an_example(prepared)) <= memory / 8:
         return
     need, what = least, "weights, gradients and optimiser states alone"
     if least <= memory:
@@ -93,22 +95,38 @@ def refuse_oversize(prepared: DryRun) -> None:
             plan = make_plan(prepared)
         except (Unsupported, Unavailable, MissingExtra):
             return
-        need, what = plan.requested.memory.reserved, "a step"
+        # Where more than one example doesn't fit, the trainer computes fewer at a time.
+        need, what = plan.bytes_of_one_example, f"a step with one example of {plan.micro_batch[1]:,} tokens"
         if need / _CERTAINLY <= plan.process_memory:
             return
     raise RequestError(
         f"training {model.name} with method={request.method!r} can't fit: {what} would take {human_bytes(need)} of the "
         f"{human_bytes(memory)} that a process has here",
         field="model",
-        hint="`ftctl plan` with the same parameters shows what would fit: a smaller model, LoRA, QLoRA, sharding, "
-        "offload; allow_oversize=True tries it all the same",
+        hint="`ftctl plan` with the same parameters shows what would fit: a smaller model, a shorter context_length, "
+        "LoRA, QLoRA, sharding, offload; allow_oversize=True tries it all the same",
     )
 
 
-def is_plainly_small(request: TrainRequest, model: ModelRef) -> bool:
-    """Whether any device holds a training of the base with all its parts."""
-    size = parameters_of(model)
-    return size is not None and least_bytes(request, size) * 8 < _PLAINLY_SMALL
+def is_plainly_small(prepared: DryRun) -> bool:
+    """Whether any device holds a training of the base with all its parts, and its longest example."""
+    size = parameters_of(prepared.model)
+    return size is not None and 8 * max(
+        least_bytes(prepared.request, size), _kept_of_an_example(prepared)
+    ) < _PLAINLY_SMALL
+
+
+def _kept_of_an_example(prepared: DryRun) -> float:
+    """Of the longest that there can be."""
+    most = prepared.request.context_length or context_length_of(prepared.model) or math.inf
+    return kept_bytes(prepared.model, min(most, prepared.train_data.bytes))
+
+
+def kept_bytes(model: ModelRef, tokens: float) -> float:
+    """About how many bytes the base keeps of so many tokens for the backward pass: 34 for each token, layer and number
+    of its width (Korthikanti et al. 2022, arXiv 2205.05198, section 4.1). 0 where it does not say its shape."""
+    width, layers = shape_of(model) or (0, 0)
+    return 34.0 * tokens * width * layers
 
 
 def least_bytes(request: TrainRequest, parameters: int) -> float:

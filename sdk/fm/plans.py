@@ -45,10 +45,12 @@ class Memory(_Value):
 
 
 class PlanOption(_Value):
-    """One way to train the model: a row of the plan's table."""
+    """One way to train the model that a create takes: a row of the plan's table."""
 
     method: Method
     sharding: Sharding
+    processes: int
+    """Those that were asked for, or two where sharding needs more than one."""
     memory: Memory
     fits: bool
     requested: bool = False
@@ -100,6 +102,13 @@ class Plan(_Value):
         """Bytes of a device that one process has for itself."""
         return self.device_memory * self.devices // self.processes
 
+    @property
+    def bytes_of_one_example(self) -> int:
+        """What a process takes from the device that computes the longest example of the data alone."""
+        memory, (rows, _) = self.requested.memory, self.micro_batch
+        fixed = memory.allocated - memory.passing
+        return fixed + (memory.reserved - fixed) // rows
+
     def summary(self) -> list[tuple[str, str]]:
         """(name, value) of what the plan says beside its table."""
         rows, width = self.micro_batch
@@ -122,12 +131,15 @@ class Plan(_Value):
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Columns and rows of the options; memory is that of one process."""
         parts = ("weights", "gradients", "optimizer", "activations", "logits", "temporary", "framework")
-        columns = ("", "METHOD", "SHARDING", *(part.upper() for part in parts), "ALLOCATED", "RESERVED", "FITS")
+        columns = (
+            "", "METHOD", "SHARDING", "PROCESSES", *(part.upper() for part in parts), "ALLOCATED", "RESERVED", "FITS"
+        )
         rows = [
             (
                 "→" if option.requested else "",
                 option.method,
                 option.sharding,
+                str(option.processes),
                 *(human_bytes(getattr(option.memory, part)) for part in parts),
                 human_bytes(option.memory.allocated),
                 human_bytes(option.memory.reserved),

@@ -94,6 +94,22 @@ def context_length_of(model: ModelRef) -> int | None:
     return most if isinstance(most, int) and most > 0 else None
 
 
+def shape_of(model: ModelRef) -> tuple[int, int] | None:
+    """Width and depth of the base: numbers of each token's state, and layers. None where its configuration isn't here
+    or names them otherwise."""
+    base = model.adapter_of or model
+    if preset := PRESETS.get(base.name):
+        return preset.hidden_size, preset.layers
+    config = _read_json(Path(base.path) / "config.json") if base.path else {}
+    inner = config.get("text_config")
+    config = inner if isinstance(inner, dict) else config
+    width, layers = (
+        config.get(name) or config.get(older)
+        for name, older in (("hidden_size", "n_embd"), ("num_hidden_layers", "n_layer"))
+    )
+    return (width, layers) if isinstance(width, int) and isinstance(layers, int) else None
+
+
 def refuse_quantised(model: ModelRef) -> None:
     """Refuses to train on weights that were saved quantised (GPTQ, AWQ, FP8, bitsandbytes …), where that is known.
 

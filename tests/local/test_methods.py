@@ -364,3 +364,15 @@ def test_a_merge_into_changed_weights_of_the_base_is_refused(tmp_path: Path, reg
     save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(FMError, match="trained on another base"):
         export(adapter, base, tmp_path / "out", merge=True)
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_continued_pretraining_learns_raw_text_by_every_method(tmp_path: Path, method: str) -> None:
+    text = [([(start + n) % 256 for n in range(24)], [True] * 24) for start in range(0, 200, 25)]
+    job, folder = make_job(
+        tmp_path, rows=text, base=model("llama", tmp_path / "base"), method=method, learning_rate=1e-2,
+        task_type="CONTINUED_PRETRAIN", training_duration="12ep", batch_size=4,
+    )  # fmt: skip
+    assert run(job, folder)
+    losses = [line["values"]["loss/train/total"] for line in lines(folder.metrics) if "lr" in line["values"]]
+    assert losses[-1] < 0.8 * losses[0]

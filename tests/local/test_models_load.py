@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fm.creation import RequestWarning
 from fm.errors import Conflict, FMError, NotFound, RequestError, Unsupported
 from fm.files import read_manifest
 from fm.types import ModelRef
@@ -28,6 +31,12 @@ def trained(root: Path, base: Path, **request: Any) -> Path:
     job, folder = make_job(root, base=base, **{"rows": examples(8), "training_duration": "4ba", **request})
     assert run(job, folder)
     return folder.final
+
+
+def architecture_of(folder: Path) -> tuple[list[str], set[str]]:
+    """The classes that a model's configuration names, and the names of its tensors."""
+    names = json.loads((folder / "config.json").read_text())["architectures"]
+    return names, set(load_file(folder / "model.safetensors"))
 
 
 def test_an_adapter_chats_and_generates_on_its_base_the_same_with_the_same_seed(tmp_path: Path) -> None:
@@ -67,6 +76,9 @@ def test_a_merged_export_is_loaded_by_transformers_alone_and_computes_the_same(
     generation = json.loads((out / "generation_config.json").read_text())
     assert generation["eos_token_id"] == json.loads((adapter / "generation_config.json").read_text())["eos_token_id"]
     assert not (out / "adapter_config.json").exists()
+    # Engines choose their own implementation by these names.
+    architecture, names = architecture_of(base)
+    assert architecture_of(out) == (architecture, names)
     assert open_model(out, device="cpu").generate("abc", max_new_tokens=3) is not None
 
 
@@ -89,6 +101,42 @@ def test_a_merge_that_changes_the_logits_writes_nothing(tmp_path: Path, monkeypa
     with pytest.raises(FMError, match="changed its logits"):
         export(adapter, base, tmp_path / "out", merge=True)
     assert [path.name for path in tmp_path.iterdir() if "out" in path.name] == []
+
+
+def test_files_that_hold_something_else_than_was_merged_are_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = model("llama", tmp_path / "base")
+    adapter = trained(tmp_path, base, method="lora", learning_rate=1e-2)
+    monkeypatch.setattr(export_module, "load_causal_lm", lambda *_, **__: load_causal_lm(base))
+    with pytest.raises(FMError, match=r"saving what .* changed its logits"):
+        export(adapter, base, tmp_path / "out", merge=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("request_", "remark"),
+    [
+        ({"lora": {"rank": 16}}, None),
+        ({"lora": {"rank": 16, "use_rslora": True, "target_modules": ["q_proj", "lm_head"]}}, None),
+        ({"lora": {"rank": 20}}, "--max-lora-rank of 20"),
+        ({"lora": {"rank": 513, "target_modules": ["q_proj"]}}, "no rank above 512"),
+        ({"lora": {"use_dora": True}}, "no DoRA: export it with --merge"),
+        ({"new_tokens": ["<a>"]}, "no trained rows .*: export it with --merge"),
+    ],
+    ids=["usual", "head", "rank", "high-rank", "dora", "new-tokens"],
+)
+def test_an_unmerged_export_warns_of_what_vllm_would_refuse(
+    tmp_path: Path, request_: dict[str, Any], remark: str | None
+) -> None:
+    base = model("llama", tmp_path / "base")
+    adapter = trained(tmp_path, base, method="lora", **request_)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RequestWarning)
+        export(adapter, base, tmp_path / "out", merge=False)
+    found = [str(warning.message) for warning in caught if warning.category is RequestWarning]
+    assert len(found) == (remark is not None) and re.search(remark or "", "".join(found))
+    export(adapter, base, tmp_path / "merged", merge=True)
 
 
 def test_a_merge_leaves_the_standard_output_to_data(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from transformers import LlamaConfig
@@ -13,7 +14,9 @@ from transformers import LlamaConfig
 import fm
 from fm import planning
 from fm.cli.main import run
+from fm.plans import Memory
 from fm_local.plan import machine
+from fm_local.plan import planning as plan_module
 from fm_local.plan.memory import Constants, Numbers, memory_of
 from fm_local.plan.tracing import Step, trace
 from support import models
@@ -64,14 +67,65 @@ def test_zero_2_parts_what_is_not_computed_with_and_zero_3_all(base: Path, data:
 
 def test_advice_comes_in_the_order_in_which_an_expert_thinks(base: Path, data: Path) -> None:
     plan = fm.plan(base, data, device="H100")
-    order = ["small model", "prefer LoRA", "QLoRA", "sharding", "offload", "raise the micro-batch"]
+    order = ["small model", "prefer LoRA", "QLoRA", "sharding", "offload", "raise batch_size"]
     assert all(words in text for words, text in zip(order, plan.advice, strict=True))
 
 
-def test_what_does_not_fit_is_said_with_what_does(base: Path, data: Path) -> None:
-    plan = fm.plan(base, data, method="full", device="H100", device_memory="700MB")
-    assert not plan.fits
-    assert "does not fit" in plan.advice[-1]
+def test_a_plan_has_nothing_that_a_create_refuses(base: Path, data: Path) -> None:
+    plan = fm.plan(base, data, device="H200")
+    assert {(o.sharding == "none", o.processes) for o in plan.options} == {(True, 1), (False, 2)}
+    unsharded = fm.plan(base, data, optimizer="adafactor", num_processes=2, device="H200")
+    assert {o.sharding for o in unsharded.options} == {"none"}
+    assert not any("sharding" in text for text in unsharded.advice)
+
+
+@pytest.mark.parametrize(
+    ("method", "memory", "advice"),
+    [
+        # What LoRA takes is enough, and then less than that, for which only parting the weights is left.
+        ("full", 8.0, "take method='lora'"),
+        ("full", 4.0, "take method='qlora'"),
+        ("lora", 4.0, "take method='qlora'"),
+        ("full", 2.9, "take method='lora', sharding='full', num_processes=2"),
+        ("qlora", 1.0, "take a smaller model"),
+    ],
+)
+def test_what_does_not_fit_is_said_with_what_an_expert_would_try_first(
+    base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, method: Any, memory: float, advice: str
+) -> None:
+    sizes = {
+        ("lora", "none"): 6.0, ("qlora", "none"): 3.0, ("full", "none"): 16.0, ("lora", "full"): 2.5,
+        ("qlora", "full"): 2.0, ("full", "full"): 8.5,
+    }
+
+    def memory_of(_: object, method: str, sharding: str, *__: object, **___: object) -> Memory:
+        size = round(1e9 * sizes.get((method, sharding), 2.0))
+        return Memory(
+            weights=size, gradients=0, optimizer=0, activations=0, logits=0, temporary=0, framework=0, reserved=size
+        )
+
+    monkeypatch.setattr(plan_module, "memory_of", memory_of)
+    plan = fm.plan(base, data, method=method, device="H100", device_memory=f"{memory + 0.54}GB")
+    assert plan.advice[-1].endswith(advice)
+    assert plan.fits is False
+
+
+def test_an_example_too_long_for_the_memory_is_refused_however_small_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FM_AGENT", "off")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    base = models.tokenizer(models.model("llama", tmp_path / "base", hidden=64))
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 1 << 18}))
+    long = tmp_path / "long.jsonl"
+    long.write_text(json.dumps({"prompt": "a", "response": "b" * 200_000}) + "\n")
+    for module in (planning, machine):
+        monkeypatch.setattr(module, "main_memory", lambda: 10**9)
+    request: dict[str, Any] = {"task_type": "INSTRUCTION_FINETUNE", "method": "lora"}
+    with pytest.raises(fm.RequestError, match=r"one example of 200,00[0-9] tokens would take"):
+        fm.create(base, long, **request)
+    assert fm.create(base, long, context_length=256, **request).status is fm.Status.QUEUED
 
 
 def test_steps_and_tokens_are_near_those_that_the_trainer_makes(base: Path, tmp_path: Path) -> None:
@@ -142,7 +196,7 @@ def test_a_create_near_the_memory_traces_a_step_before_it_refuses(
     need = planning.least_bytes(prepared.request, planning.parameters_of(prepared.model) or 0)
     for module in (planning, machine):
         monkeypatch.setattr(module, "main_memory", lambda: int(3 * need) + (1 << 20))
-    with pytest.raises(fm.RequestError, match="a step would take"):
+    with pytest.raises(fm.RequestError, match=r"a step with one example of [0-9]+ tokens would take"):
         fm.create(base, data, method="full")
     for module in (planning, machine):
         monkeypatch.setattr(module, "main_memory", lambda: 64 << 30)

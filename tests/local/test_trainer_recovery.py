@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from fm.errors import RequestError
+from fm_local.trainer.failures import failure_event
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.step import Gradients, Stepper
 from fm_local.trainer.watch import RUN, has_spiked
@@ -192,3 +193,17 @@ def test_where_memory_runs_out_the_pieces_become_smaller_and_the_gradient_stays(
         # AdamW moves an element whose gradient is nearly nothing by its sign, which rounding decides.
         moved = (expected[name] - before[name]).norm()
         assert (found[name] - expected[name]).norm() < 1e-3 * moved
+
+
+def test_where_not_even_one_example_fits_the_failure_tells_how_long_it_is(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object) -> object:
+        raise torch.OutOfMemoryError("planted")
+
+    job, folder = make_job(tmp_path, rows=examples(8), base=base, batch_size=8, training_duration="4ba")
+    monkeypatch.setattr(TokenLoss, "forward", exhausted)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        run(job, folder)
+    longest = max(len(ids) for ids, _ in examples(8))
+    assert f"step 0, whose longest example has {longest} tokens" in failure_event(caught.value)[1]

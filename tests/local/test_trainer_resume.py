@@ -55,7 +55,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=["full", "lora-bf16", "qlora-bf16", "dora-new-tokens", "adafactor"])
-def test_a_run_that_is_stopped_twice_ends_with_the_weights_of_one_that_was_not(
+def test_trap_31_a_run_that_is_stopped_twice_ends_with_the_weights_of_one_that_was_not(
     tmp_path: Path, base: Path, settings: dict[str, Any]
 ) -> None:
     rows = examples(18)
@@ -179,21 +179,21 @@ def test_running_twice_gives_identical_files(tmp_path: Path, base: Path) -> None
     assert digests[0] == digests[1]
 
 
-def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, base: Path) -> None:
+@pytest.mark.parametrize(
+    ("settings", "differing"),
+    [({"seed": 18}, "seed"), ({"batch_size": 8}, "batch_size"), ({"lora": {"rank": 4}}, "trainable parameters")],
+    ids=["seed", "batch", "shape"],
+)
+def test_a_checkpoint_of_another_training_is_refused(
+    tmp_path: Path, base: Path, settings: dict[str, Any], differing: str
+) -> None:
     from fm.errors import RequestError
 
-    job, folder = make_job(tmp_path, rows=examples(20), base=base, training_duration="4ba")
+    common: dict[str, Any] = {"rows": examples(20), "base": base, "training_duration": "4ba", "method": "lora"}
+    job, folder = make_job(tmp_path, **common)
     run(job, folder)
-    other, second = make_job(
-        tmp_path,
-        rows=examples(20),
-        base=base,
-        training_duration="4ba",
-        seed=18,
-        attempt=2,
-        resume_from=checkpoints_of(folder),
-    )
-    with pytest.raises(RequestError, match="different seed"):
+    other, second = make_job(tmp_path, **common, **settings, attempt=2, resume_from=checkpoints_of(folder))
+    with pytest.raises(RequestError, match=f"different {differing}"):
         run(other, second)
 
 

@@ -118,7 +118,9 @@ def test_trap_29_a_sharded_checkpoint_is_whole_and_goes_on_with_any_number_of_pr
     assert_same(on_one, on_two)
 
 
-@pytest.mark.parametrize(("method", "sharding"), [("lora", "full"), ("full", "full"), ("lora", "zero3")])
+@pytest.mark.parametrize(
+    ("method", "sharding"), [("lora", "full"), ("full", "full"), ("lora", "full-offload"), ("lora", "zero3")]
+)
 def test_sharded_layers_that_are_computed_again_train_the_same(tmp_path: Path, method: str, sharding: str) -> None:
     common = request(model("llama", tmp_path / "base"), method=method)
     job, one = make_job(tmp_path / "one", **common)

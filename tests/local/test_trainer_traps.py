@@ -222,6 +222,19 @@ def test_trap_11_the_saved_generation_config_stops_at_the_end_of_a_turn(tmp_path
     assert set(saved["eos_token_id"]) == {EOS, END}
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_saved_generation_config_samples_as_the_base_does(tmp_path: Path, method: str) -> None:
+    base = model("llama", tmp_path / "base")
+    # As some public models have it: how to sample, and not that they do. transformers reads it, and won't save it.
+    path = base / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "temperature": 0.6, "top_p": 0.9}))
+    job, folder = make_job(tmp_path, rows=examples(4), base=base, method=method, training_duration="1ba")
+    run(job, folder)
+    saved = json.loads((folder.final / "generation_config.json").read_text())
+    assert (saved["temperature"], saved["top_p"], saved["do_sample"]) == (0.6, 0.9, True)
+    assert saved["eos_token_id"] == [EOS]
+
+
 @pytest.mark.parametrize(("method", "precision"), [("lora", "bf16"), ("lora", "fp32"), ("full", "bf16")])
 def test_trap_23_every_trainable_tensor_moves_at_a_low_rate_because_masters_are_fp32(
     tmp_path: Path, method: str, precision: str

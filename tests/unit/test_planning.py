@@ -34,7 +34,7 @@ def plan_of(need: int, device_memory: int, processes: int = 1) -> Plan:
     memory = Memory(
         weights=need, gradients=0, optimizer=0, activations=0, logits=0, temporary=0, framework=0, reserved=need
     )
-    option = PlanOption(method="full", sharding="none", memory=memory, fits=False, requested=True)
+    option = PlanOption(method="full", sharding="none", processes=processes, memory=memory, fits=False, requested=True)
     return Plan(
         model="m", parameters=1, trained_parameters=1, device="CPU", device_memory=device_memory, devices=1,
         processes=processes, micro_batch=(1, 8), most_rows=1, options=(option,), examples=1, tokens_per_epoch=1,
@@ -128,7 +128,7 @@ def test_what_lies_near_the_memory_is_traced_and_refused_only_beyond_the_plans_o
     between(monkeypatch, plan_of(need, 24 * 10**8))
     model = model_of(tmp_path / "middle", MIDDLE)
     if refused:
-        with pytest.raises(fm.RequestError, match=r"a step would take 4\.0 GB of the 2\.4 GB"):
+        with pytest.raises(fm.RequestError, match=r"one example of 8 tokens would take 4\.0 GB of the 2\.4 GB"):
             fm.create(model, data, method="full")
     else:
         assert fm.create(model, data, method="full").status is fm.Status.QUEUED
@@ -152,6 +152,19 @@ def test_processes_on_a_cpu_are_held_against_their_share_of_its_memory(
     fm.create(model, data, method="full")
     with pytest.raises(fm.RequestError, match=r"of the 1\.2 GB that a process has"):
         fm.create(model, data, method="full", num_processes=2)
+
+
+def test_more_processes_than_gpus_are_refused_before_a_run_waits_for_them(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    model = model_of(tmp_path / "small", 10**6)
+    with pytest.raises(fm.RequestError, match=r"num_processes=3 .* this machine has 2") as caught:
+        fm.create(model, data, num_processes=3)
+    assert caught.value.field == "num_processes"
+    assert fm.list() == []
+    for accepted in ({"num_processes": 2}, {"num_processes": 3, "allow_oversize": True}):
+        assert fm.create(model, data, **accepted).status is fm.Status.QUEUED
 
 
 @pytest.mark.parametrize(("visible", "gib"), [(None, 80), ("0", 4), ("1", 80), ("0,1", 80)])

@@ -36,11 +36,19 @@ class Machine:
     """ "cuda" or "cpu"."""
     memory: int
     """Bytes that it has."""
-    usable: int
-    """Bytes that a training may take."""
     flops: float | None
     """Floating-point operations per second that a training gets out of it."""
     assumption: str
+
+    @property
+    def system(self) -> int:
+        """Bytes that are left to the system, or to a GPU's driver."""
+        return _SYSTEM if self.kind == "cpu" else _CONTEXT
+
+    def usable(self, processes: int) -> int:
+        """Bytes that each of so many processes may take. Those on a CPU share it, and each has a GPU of its own."""
+        left = max(0, self.memory - self.system)
+        return left // processes if self.kind == "cpu" else left
 
 
 def find_machine(name: str | None, memory: int | None, *, bf16: bool, processes: int) -> Machine:
@@ -58,7 +66,7 @@ def find_machine(name: str | None, memory: int | None, *, bf16: bool, processes:
         memory = memory or main_memory()
         measured = _measure_cpu(bf16)
         return Machine(
-            "CPU", "cpu", memory, max(0, memory - _SYSTEM) // processes, measured * _UTILISATION_CPU / processes,
+            "CPU", "cpu", memory, measured * _UTILISATION_CPU / processes,
             f"matrix products measured here at {measured / 1e9:,.0f} GFLOP/s, of which training reaches "
             f"{_UTILISATION_CPU:.0%}; all processes share {memory / 1e9:.1f} GB",
         )
@@ -77,7 +85,7 @@ def _gpu(name: str, memory: int) -> Machine:
     if known:
         text = f"{known[0]} TFLOP/s in bf16 (data sheet), of which training reaches {_UTILISATION_GPU:.0%}"
     flops = known[0] * 1e12 * _UTILISATION_GPU if known else None
-    return Machine(name, "cuda", memory, max(0, memory - _CONTEXT), flops, text)
+    return Machine(name, "cuda", memory, flops, text)
 
 
 def _known(name: str) -> tuple[int, int] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, get_args
 
 import torch
@@ -12,7 +14,7 @@ from fm.duration import Unit
 from fm.errors import RequestError, Unavailable, Unsupported
 from fm.plans import Memory, Plan, PlanOption, PlanTask
 from fm.presets import PRESETS
-from fm.request import Method, Sharding, TaskType
+from fm.request import Method, Sharding, TaskType, TrainRequest
 from fm.resolve import context_length_of
 from fm.types import ModelRef
 from fm_local.models.presets import config_of
@@ -30,8 +32,9 @@ _ADAFACTOR = 0.01
 """Bytes of state for each parameter: means of rows and columns only."""
 
 
-def make_plan(task: PlanTask) -> Plan:
-    """Traces the model of `task` on fake tensors and adds up what its training needs. Loads no weights.
+def make_plan(task: PlanTask, *, amounts: Amounts | None = None) -> Plan:
+    """Traces the model of `task` on fake tensors and adds up what its training needs. Loads no weights. `amounts`: of
+    its data, where they are known; else they are estimated.
 
     Raises:
         Unavailable: the model's configuration is not on this machine, and the hub can't be asked.
@@ -43,35 +46,42 @@ def make_plan(task: PlanTask) -> Plan:
     bf16 = _computes_in_bf16(task)
     machine = find_machine(task.device, task.device_memory, bf16=bf16, processes=request.num_processes)
     context = request.context_length or context_length_of(task.model) or _DEFAULT_CONTEXT
-    amounts = amounts_of(task, context)
+    amounts = amounts or amounts_of(task, context)
     share = -(-request.batch_size // request.num_processes)
     most_tokens = device.micro_batch_tokens(torch.device(machine.kind))
     rows = min(share, max(1, most_tokens // amounts.longest), amounts.examples)
 
     size = sum(parameter.numel() for parameter in build_meta(config, torch.float32).parameters())
     checkpointing = device.needs_activation_checkpointing(torch.device(machine.kind), size)
-    traced = _trace_methods(task, config, lambda method: _step(
-        method, task, machine, bf16, rows, amounts, checkpointing
-    ))
     frozen = 2.0 if bf16 else 4.0
     constants = Constants() if machine.kind == "cuda" else Constants(_CPU_PROCESS, 0.0)
 
-    def need(method: Method, sharding: Sharding) -> Memory:
-        return memory_of(
-            traced[method], method, sharding, _numbers(task, frozen), devices=request.num_processes,
-            accumulating=True, framework=constants.framework, fragmentation=constants.fragmentation,
+    def look_at(rows: int) -> tuple[dict[Method, Traced], tuple[PlanOption, ...], PlanOption]:
+        """A step of so many rows at once by each method, all ways to train, and the one that was asked for."""
+        traced = _trace_methods(
+            task, config, lambda method: _step(method, task, machine, bf16, rows, amounts, checkpointing)
         )
 
-    options = tuple(
-        PlanOption(
-            method=method, sharding=sharding, memory=(memory := need(method, sharding)),
-            fits=memory.reserved <= machine.usable,
-            requested=(method, sharding) == (request.method, request.sharding),
-        )
-        for method in get_args(Method) if method in traced
-        for sharding in get_args(Sharding)
-    )
-    asked = next(option for option in options if option.requested)
+        def option_of(choice: TrainRequest) -> PlanOption:
+            memory = memory_of(
+                traced[choice.method], choice.method, choice.sharding, _numbers(task, frozen),
+                devices=choice.num_processes, accumulating=True, framework=constants.framework,
+                fragmentation=constants.fragmentation,
+            )
+            return PlanOption(
+                method=choice.method, sharding=choice.sharding, processes=choice.num_processes, memory=memory,
+                fits=memory.reserved <= machine.usable(choice.num_processes), requested=choice == request,
+            )
+
+        options = tuple(option_of(choice) for choice in _choices(request) if choice.method in traced)
+        return traced, options, next(option for option in options if option.requested)
+
+    usable = machine.usable(request.num_processes)
+    traced, options, asked = look_at(rows)
+    most_rows = _most_rows(asked.memory, usable, rows)
+    if 0 < most_rows < rows:  # the trainer computes fewer at once then (`plan/budget.py`)
+        rows = most_rows
+        traced, options, asked = look_at(rows)
     chosen = traced[request.method]
     steps, tokens = steps_and_tokens(request, amounts)
     speed = _tokens_per_second(chosen, task, machine, amounts, config, checkpointed=checkpointing)
@@ -84,7 +94,6 @@ def make_plan(task: PlanTask) -> Plan:
     price = task.price_per_hour
     devices = request.num_processes if machine.kind == "cuda" else 1
     layers = round(chosen.layers)
-    most_rows = _most_rows(asked.memory, machine.usable, rows)
     return Plan(
         model=task.model.name,
         parameters=round(chosen.parameters),
@@ -115,14 +124,22 @@ def make_plan(task: PlanTask) -> Plan:
             + f", and at most {human_bytes(device.WAITING_GRADIENT_BYTES)} of pieces computed side by side"
             * (machine.kind == "cpu"),
             "QLoRA: 4.127 bits a parameter in linear layers other than the head, and one of them unpacked at a time",
-            f"sharding over {request.num_processes} device{'s' * (request.num_processes > 1)}: two layers, embeddings "
-            "and head are whole at a time",
+            "sharded, two layers, embeddings and head are whole at a time",
             machine.assumption,
-            f"{human_bytes(machine.memory - machine.usable * (request.num_processes if machine.kind == 'cpu' else 1))} "
-            "of the memory are left to the system",
+            f"{human_bytes(machine.system)} of the memory are left to the system",
         ),
-        advice=_advice(options, asked, traced, machine, rows, most_rows, request.num_processes),
+        advice=_advice(options, asked, traced, usable, rows, min(most_rows, max(1, most_tokens // amounts.longest))),
     )
+
+
+def _choices(request: TrainRequest) -> Iterator[TrainRequest]:
+    """`request` by every method and sharding with which it can be created; sharded over two processes at least."""
+    for method, sharding in itertools.product(get_args(Method), get_args(Sharding)):
+        processes = max(request.num_processes, 1 if sharding == "none" else 2)
+        with suppress(RequestError):
+            yield TrainRequest.build(
+                request.model_dump() | {"method": method, "sharding": sharding, "num_processes": processes}
+            )
 
 
 def _trace_methods(
@@ -213,12 +230,13 @@ def _most_rows(memory: Memory, usable: int, rows: int) -> int:
 
 
 def _advice(
-    options: tuple[PlanOption, ...], asked: PlanOption, traced: dict[Method, Traced], machine: Machine, rows: int,
-    most_rows: int, processes: int,
+    options: tuple[PlanOption, ...], asked: PlanOption, traced: dict[Method, Traced], usable: int, rows: int, room: int
 ) -> tuple[str, ...]:
-    """In the order in which an expert thinks."""
-    def fits(method: str, sharding: str) -> str:
-        option = next(o for o in options if (o.method, o.sharding) == (method, sharding))
+    """In the order in which an expert thinks. `room`: rows that would be computed at once if there were as many."""
+    by_name = {(option.method, option.sharding): option for option in options}
+
+    def fits(method: Method, sharding: Sharding) -> str:
+        option = by_name[method, sharding]
         return f"{human_bytes(option.memory.reserved)}, {'fits' if option.fits else 'does not fit'}"
 
     advice = ["start with a small model; take a larger one when evaluation says so"]
@@ -228,17 +246,34 @@ def _advice(
             f"prefer LoRA ({fits('lora', 'none')}): it trains {share:.1%} as many weights",
             f"then QLoRA ({fits('qlora', 'none')})",
         ]
-    method, name = ("lora", "LoRA") if lora else ("full", "all weights")
-    advice += [
-        f"then sharding over several devices ({name} over {processes}: {fits(method, 'full')})",
-        f"then offload to main memory ({name}: {fits(method, 'full-offload')})",
-    ]
-    if asked.fits and most_rows > rows:
-        advice.append(f"there is room: raise the micro-batch from {rows} to just under {most_rows} rows")
-    elif not asked.fits:
-        small = next((o for o in options if o.fits and o.memory.reserved < asked.memory.reserved), None)
+    method: Method = "lora" if lora else "full"
+    name = "LoRA" if lora else "all weights"
+    if sharded := by_name.get((method, "full")):
+        advice += [
+            f"then sharding over several devices ({name} over {sharded.processes}: {fits(method, 'full')})",
+            f"then offload to main memory ({name} over {sharded.processes}: {fits(method, 'full-offload')})",
+        ]
+    if asked.fits and rows < room:
         advice.append(
-            f"what was asked for does not fit {human_bytes(machine.usable)}: "
-            + (f"take method={small.method!r} with sharding={small.sharding!r}" if small else "take a smaller model")
+            f"there is room: {room} rows could be computed at once, and are {rows}; raise batch_size up to "
+            f"{room * asked.processes} if fewer, larger steps learn as well"
+        )
+    elif not asked.fits:
+        fitting = [option for option in sorted(options, key=_rank) if option.fits]
+        advice.append(
+            f"what was asked for does not fit {human_bytes(usable)}: take "
+            + (_as_parameters(fitting[0], asked) if fitting else "a smaller model")
         )
     return tuple(advice)
+
+
+def _rank(option: PlanOption) -> tuple[bool, bool, int]:
+    """The least is what an expert tries first: LoRA, QLoRA, then sharding, then offload."""
+    return option.sharding == "full-offload", option.sharding != "none", get_args(Method).index(option.method)
+
+
+def _as_parameters(option: PlanOption, asked: PlanOption) -> str:
+    """What to write for `option` instead of what was `asked` for."""
+    values = {"method": option.method, "sharding": option.sharding, "num_processes": option.processes}
+    before = {"method": asked.method, "sharding": asked.sharding, "num_processes": asked.processes}
+    return ", ".join(f"{name}={value!r}" for name, value in values.items() if value != before[name])

@@ -55,12 +55,14 @@ def do_job(folder: StageFolder, stop_requested: Callable[[], bool], *, began: da
     os.environ.update(_QUIET)
     try:
         with importing():
+            from fm_local.plan.budget import tokens_at_once
             from fm_local.trainer.loop import train
         keep()
 
         job = Job.read(folder)
         job = job.model_copy(update={"started_at": max(began, job.started_at)}) if began else job
-        return 0 if train(job, folder, stop_requested=stop_requested) else EXIT_STOPPED
+        done = train(job, folder, stop_requested=stop_requested, max_tokens=tokens_at_once(job))
+        return 0 if done else EXIT_STOPPED
     except Exception as error:
         traceback.print_exc()
         return _report(folder, error)

@@ -21,9 +21,10 @@ _LOST_PEER = (
 def failure_event(error: BaseException) -> tuple[EventType, str, Fault]:
     """The event that reports `error`, its message, and whose fault it is."""
     if is_out_of_memory(error):
+        where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         return (
             EventType.FAILED,
-            "the machine's memory does not hold this training\n"
+            f"the machine's memory does not hold this training{where}\n"
             "  → use a shorter context_length, method='lora', or a smaller model; batch_size does not matter, since a "
             "step is computed in pieces",
             Fault.USER,

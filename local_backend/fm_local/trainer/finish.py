@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,28 +41,37 @@ def save_final(
     metrics: Mapping[str, float],
 ) -> Path:
     """Writes ``final/`` with `weights`, whole or not at all."""
-    trainee = training.trainee
+    trainee, tokenizer = training.trainee, training.tokenizer
+    generation = _generation_config(training)
     with atomic_folder(folder.final) as unfinished:
         if trainee.peft_model is not None:
             _save_adapter(trainee.peft_model, weights, unfinished, (job.model.adapter_of or job.model).name)
         else:
             trainee.language_model.config.use_cache = True
+            trainee.language_model.generation_config = generation
             trainee.language_model.save_pretrained(unfinished, state_dict=dict(weights))
-        save_tokenizer(unfinished, training.tokenizer, template=training.template, stop=training.stop_tokens)
+        generation.save_pretrained(unfinished)
+        tokenizer.chat_template = training.template
+        tokenizer.save_pretrained(unfinished)
         kind = "full" if trainee.peft_model is None else "adapter"
         seal(unfinished, kind=kind, base_digest=(job.prepared or {}).get("base_digest"), metrics=dict(metrics))
     return folder.final
 
 
-def save_tokenizer(folder: Path, tokenizer: Any, *, template: str, stop: Sequence[int]) -> None:
-    """Writes the tokenizer with its chat template, and a generation config that stops where training stopped."""
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(folder)
-    GenerationConfig(
+def _generation_config(training: Training) -> GenerationConfig:
+    """The base's, which now stops where training stopped."""
+    tokenizer, stop = training.tokenizer, training.stop_tokens
+    config = copy.deepcopy(training.trainee.language_model.generation_config)
+    config.update(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=list(stop) or None,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (stop[0] if stop else None),
-    ).save_pretrained(folder)
+    )
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True  # some bases say how to sample and not that they do, which transformers won't save
+    return config
 
 
 def _save_adapter(peft_model: Any, weights: Mapping[str, torch.Tensor], folder: Path, base_name: str) -> None:

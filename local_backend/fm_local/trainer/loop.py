@@ -173,13 +173,10 @@ def train(
         at.closing["save"] = now() - began
 
     def progress() -> dict[str, float | int | str | None]:
-        return {
-            "step": at.step,
-            "total_steps": pace.total_steps(at),
-            "epoch": passed(at)[Unit.EPOCH],
-            "tokens": at.tokens,
-        }
+        epoch = passed(at)[Unit.EPOCH]
+        return {"step": at.step, "total_steps": pace.total_steps(at), "epoch": epoch, "tokens": at.tokens}
 
+    stepper.max_tokens = int(agree(stepper.max_tokens)[0])  # else the processes would cut unequal numbers of pieces
     total = pace.total_steps(at)
     report.event(
         EventType.TRAIN_STARTED,

@@ -67,6 +67,8 @@ class Stepper:
                 # Of several processes, the others already wait for this one's part of the same piece.
                 alone = self._accelerator.num_processes == 1
                 if not (alone and is_out_of_memory(error) and max(len(piece) for piece, _ in pieces) > 1):
+                    longest = int(self._training.data.lengths[examples].max())
+                    error.add_note(f"step {step}, whose longest example has {longest:,} tokens")
                     raise
             self._training.optimizer.zero_grad()
             if self._accelerator.device.type == "cuda":

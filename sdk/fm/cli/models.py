@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fm.cli.create import with_warnings
 from fm.cli.render import output_options, show_many, show_one
 from fm.display import age, human_bytes, plain
 
@@ -76,7 +77,8 @@ def export(model: str, out: Path, merge: bool) -> None:
     from fm.context import current
     from fm.models import export_model
 
-    click.echo(export_model(model, out, merge=merge, backend=current()))
+    with with_warnings():
+        click.echo(export_model(model, out, merge=merge, backend=current()))
 
 
 @models.command()

@@ -188,7 +188,7 @@ def fits(prepared: DryRun) -> bool:
     """Whether `fm.create` would not refuse `prepared` for its size. How much memory a cluster's devices have is not
     known here: there only what is plainly small fits for certain."""
     if prepared.launcher == CLUSTER_LAUNCHER:
-        return is_plainly_small(prepared.request, prepared.model)
+        return is_plainly_small(prepared)
     try:
         refuse_oversize(prepared)
     except RequestError:

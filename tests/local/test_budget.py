@@ -1,0 +1,60 @@
+"""How many tokens are computed at once where memory is short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fm_local.plan import budget, machine, planning
+from fm_local.trainer import device
+from support.models import make_job, model, tokenizer
+
+USUAL = 2048
+"""Tokens at once on a CPU."""
+LENGTH = 60
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Any:
+    rows = [([n % 256 for n in range(LENGTH)], [True] * LENGTH)] * 64
+    base = tokenizer(model("llama", tmp_path / "base", hidden=64))
+    made, _ = make_job(tmp_path, rows=rows, base=base, batch_size=64, method="full", precision="fp32")
+    return made
+
+
+def memory(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
+    """Lets this machine have so many bytes beside what the system and a process take."""
+    for module in (budget, machine):
+        monkeypatch.setattr(module, "main_memory", lambda: int(size) + machine._SYSTEM + planning._CPU_PROCESS)
+
+
+def test_where_memory_is_ample_nothing_is_planned(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "make_plan", lambda *_, **__: pytest.fail("planned"))
+    assert budget.tokens_at_once(job) == device.micro_batch_tokens(torch.device("cpu")) == USUAL
+
+
+def test_where_memory_is_short_as_much_is_computed_at_once_as_the_plan_has_room_for(
+    job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The bound from the width alone must not be what decides here.
+    monkeypatch.setattr(budget, "kept_bytes", lambda *_: float("inf"))
+    found = []
+    for size in (1e9, 2e7, 1e7, 1e6):
+        memory(monkeypatch, size)
+        found.append(budget.tokens_at_once(job))
+    assert found[0] == USUAL
+    assert found == sorted(found, reverse=True)
+    assert USUAL > found[1] > found[2] > LENGTH
+    assert found[3] == LENGTH  # no room for one, and one is tried
+
+
+def test_where_no_plan_can_be_made_what_is_usual_is_tried(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise planning.Unsupported("a step can't be traced")
+
+    monkeypatch.setattr(budget, "kept_bytes", lambda *_: float("inf"))
+    monkeypatch.setattr(planning, "make_plan", fail)
+    assert budget.tokens_at_once(job) == USUAL
