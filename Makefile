@@ -19,7 +19,7 @@ help:
 	@echo 'make demo    install, then train, tune and try a tiny model on this machine (some minutes)'
 	@echo 'make test    install, then run every check and test'
 	@echo 'make lint    ruff and mypy --strict'
-	@echo 'make bench   measure imports, lists, creates, data preparation and, beside other trainers, training'
+	@echo 'make bench   measure imports, lists, creates, data preparation, plans and, beside other trainers, training'
 	@echo 'make peers   install those other trainers (TRL) into .venv-peers, for make bench alone'
 	@echo 'make prove   the long proofs: kills by the dozen, gigabytes of data, 20,000 requests; writes benchmarks/proof.json'
 	@echo 'make mutants   plant known faults one by one, and show that a test fails for each'
