@@ -61,7 +61,8 @@ def do_job(folder: StageFolder, stop_requested: Callable[[], bool], *, began: da
 
         job = Job.read(folder)
         job = job.model_copy(update={"started_at": max(began, job.started_at)}) if began else job
-        done = train(job, folder, stop_requested=stop_requested, max_tokens=tokens_at_once(job))
+        max_tokens = tokens_at_once(job) if _is_first() else None  # the first process's counts for all
+        done = train(job, folder, stop_requested=stop_requested, max_tokens=max_tokens)
         return 0 if done else EXIT_STOPPED
     except Exception as error:
         traceback.print_exc()
