@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from fm.agent.devices import Devices
 from fm.backends.base import Backend
 from fm.display import human_bytes
 from fm.errors import DiskFull, MissingExtra, RequestError, Unsupported
@@ -63,7 +62,6 @@ class ThisMachine:
         if self._backend.storage:
             _check_disk(self._backend.storage.root, prepared.request, prepared.model, prepared.train_data)
         if prepared.launcher == DEFAULT_LAUNCHER and not prepared.allow_oversize:
-            _refuse_too_many_processes(prepared.request)
             refuse_oversize(prepared)
         elif prepared.launcher == CLUSTER_LAUNCHER:
             load("parts", "admit_to_ray")(prepared.request, allow_oversize=prepared.allow_oversize)
@@ -97,16 +95,6 @@ def _refuse_what_only_a_cluster_does(request: TrainRequest) -> None:
                 field=field,
                 hint="pass launcher='ray', with FM_RAY_ADDRESS set to a Ray cluster, or leave it out",
             )
-
-
-def _refuse_too_many_processes(request: TrainRequest) -> None:
-    if request.num_processes > 1 and request.num_processes > (most := Devices.of_this_machine().total):
-        raise RequestError(
-            f"num_processes={request.num_processes} asks for a GPU for each process, and this machine has {most}",
-            field="num_processes",
-            hint=f"pass at most {most}, or launcher='ray' for more machines; allow_oversize=True lets the run wait for "
-            "an agent of the same store that has more",
-        )
 
 
 def _check_context_length(request: TrainRequest, model: ModelRef) -> None:

@@ -10,6 +10,7 @@ import json
 import math
 import re
 import subprocess
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from fm.errors import MissingExtra, RequestError, Unavailable, Unsupported
 from fm.machine import main_memory
 from fm.plans import Plan, PlanTask
 from fm.presets import PRESETS
-from fm.request import WHOLE_WEIGHTS
+from fm.request import WHOLE_WEIGHTS, TaskType
 from fm.resolve import context_length_of, shape_of
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from fm.types import ModelRef
 
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_READ_ROWS = 2000
+"""Of which the longest counts, as in a plan."""
 _PLAINLY_SMALL = 1 << 30
 """Bytes of need below which no device is asked how much it has."""
 _CERTAINLY = 1.25
@@ -95,9 +98,8 @@ def refuse_oversize(prepared: DryRun) -> None:
             plan = make_plan(prepared)
         except (Unsupported, Unavailable, MissingExtra):
             return
-        # Where more than one example doesn't fit, the trainer computes fewer at a time.
-        need, what = plan.bytes_of_one_example, f"a step with one example of {plan.micro_batch[1]:,} tokens"
-        if need / _CERTAINLY <= plan.process_memory:
+        need, what = plan.requested.memory.reserved, f"a step with one example of {plan.micro_batch[1]:,} tokens"
+        if plan.fits or need / _CERTAINLY <= plan.process_memory:
             return
     raise RequestError(
         f"training {model.name} with method={request.method!r} can't fit: {what} would take {human_bytes(need)} of the "
@@ -117,9 +119,18 @@ def is_plainly_small(prepared: DryRun) -> bool:
 
 
 def _kept_of_an_example(prepared: DryRun) -> float:
-    """Of the longest that there can be."""
-    most = prepared.request.context_length or context_length_of(prepared.model) or math.inf
-    return kept_bytes(prepared.model, min(most, prepared.train_data.bytes))
+    """Of the longest that there may be, by what its first rows hold where that matters; a character is a token at
+    most."""
+    request, data = prepared.request, prepared.train_data
+    most = min(request.context_length or context_length_of(prepared.model) or math.inf, data.bytes)
+    if 8 * kept_bytes(prepared.model, most) >= _PLAINLY_SMALL and request.task_type is not TaskType.CONTINUED_PRETRAIN:
+        if not data.path:
+            return 0.0
+        from fm.data import locate, read_examples
+
+        examples = read_examples(locate(data.path, field="train_data_path"), request.task_type)
+        most = min(most, max((example.characters for _, _, example in islice(examples, _READ_ROWS)), default=0))
+    return kept_bytes(prepared.model, most)
 
 
 def kept_bytes(model: ModelRef, tokens: float) -> float:

@@ -70,7 +70,8 @@ class Plan(_Value):
     """One for each process; a CPU is one device, however many processes share it."""
     processes: int
     micro_batch: tuple[int, int]
-    """(rows, tokens) computed at once on each device: the largest of the data."""
+    """(rows, tokens) computed at once on each device: the longest examples of the data, as many as suit the device and
+    fit it, and one where not even that fits."""
     most_rows: int
     """Rows of that length that would still fit; 0 where not even one does."""
     options: tuple[PlanOption, ...]
@@ -101,13 +102,6 @@ class Plan(_Value):
     def process_memory(self) -> int:
         """Bytes of a device that one process has for itself."""
         return self.device_memory * self.devices // self.processes
-
-    @property
-    def bytes_of_one_example(self) -> int:
-        """What a process takes from the device that computes the longest example of the data alone."""
-        memory, (rows, _) = self.requested.memory, self.micro_batch
-        fixed = memory.allocated - memory.passing
-        return fixed + (memory.reserved - fixed) // rows
 
     def summary(self) -> list[tuple[str, str]]:
         """(name, value) of what the plan says beside its table."""

@@ -17,6 +17,11 @@ USUAL = 2048
 LENGTH = 60
 
 
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
 @pytest.fixture
 def job(tmp_path: Path) -> Any:
     rows = [([n % 256 for n in range(LENGTH)], [True] * LENGTH)] * 64
@@ -32,7 +37,7 @@ def memory(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
 
 
 def test_where_memory_is_ample_nothing_is_planned(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "make_plan", lambda *_, **__: pytest.fail("planned"))
+    monkeypatch.setattr(planning, "make_plan", lambda *_, **__: pytest.fail("planned"))  # not an Exception
     assert budget.tokens_at_once(job) == device.micro_batch_tokens(torch.device("cpu")) == USUAL
 
 

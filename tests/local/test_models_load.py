@@ -119,7 +119,7 @@ def test_files_that_hold_something_else_than_was_merged_are_not_left_behind(
     [
         ({"lora": {"rank": 16}}, None),
         ({"lora": {"rank": 16, "use_rslora": True, "target_modules": ["q_proj", "lm_head"]}}, None),
-        ({"lora": {"rank": 20}}, "--max-lora-rank of 20"),
+        ({"lora": {"rank": 20}}, "--max-lora-rank 32"),
         ({"lora": {"rank": 513, "target_modules": ["q_proj"]}}, "no rank above 512"),
         ({"lora": {"use_dora": True}}, "no DoRA: export it with --merge"),
         ({"new_tokens": ["<a>"]}, "no trained rows .*: export it with --merge"),

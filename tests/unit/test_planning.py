@@ -154,19 +154,6 @@ def test_processes_on_a_cpu_are_held_against_their_share_of_its_memory(
         fm.create(model, data, method="full", num_processes=2)
 
 
-def test_more_processes_than_gpus_are_refused_before_a_run_waits_for_them(
-    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    model = model_of(tmp_path / "small", 10**6)
-    with pytest.raises(fm.RequestError, match=r"num_processes=3 .* this machine has 2") as caught:
-        fm.create(model, data, num_processes=3)
-    assert caught.value.field == "num_processes"
-    assert fm.list() == []
-    for accepted in ({"num_processes": 2}, {"num_processes": 3, "allow_oversize": True}):
-        assert fm.create(model, data, **accepted).status is fm.Status.QUEUED
-
-
 @pytest.mark.parametrize(("visible", "gib"), [(None, 80), ("0", 4), ("1", 80), ("0,1", 80)])
 def test_the_largest_visible_gpu_decides(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, gib: int

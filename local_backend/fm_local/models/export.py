@@ -57,10 +57,10 @@ def export(model_path: Path, base_path: Path | None, out: Path, *, merge: bool) 
             write_json(unfinished / ADAPTER_CONFIG, config | {"base_model_name_or_path": str(base_path)})
         if adapter and not merge:
             seal(unfinished, kind="adapter", base_digest=(read_manifest(model_path) or {}).get("base_digest"))
-            if remark := how_to_serve(unfinished):
-                warnings.warn(remark, RequestWarning, stacklevel=2)
         else:
             seal(unfinished, kind="full")
+    if adapter and not merge and (remark := how_to_serve(out)):
+        warnings.warn(remark, RequestWarning, stacklevel=2)
     return out
 
 

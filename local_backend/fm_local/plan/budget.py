@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fm.errors import FMError
 from fm.job import Job
 from fm.layout import Storage
 from fm.machine import main_memory
-from fm.planning import kept_bytes
+from fm.planning import kept_bytes, least_bytes, parameters_of
 from fm.plans import PlanTask
+from fm.request import WHOLE_WEIGHTS, TrainRequest
 from fm.types import ModelRef
 from fm_local.plan.amounts import Amounts
 from fm_local.prepare.shards import TokenDataset
@@ -22,25 +23,36 @@ from fm_local.trainer import device
 def tokens_at_once(job: Job) -> int:
     """What suits the device, or what the plan finds room for where its memory is short, but one example at least.
 
-    Where memory runs out all the same, a GPU's trainer halves it; on a CPU the system ends a process that takes too
-    much, and there is nothing left to go on with.
+    Where memory runs out all the same, a trainer that is alone on a GPU halves it; on a CPU the system ends a process
+    that takes too much, and nothing is left to go on with.
     """
     cuda = torch.cuda.is_available()
     usual = device.micro_batch_tokens(torch.device("cuda" if cuda else "cpu"))
-    memory = (
-        torch.cuda.get_device_properties(0).total_memory if cuda else main_memory() // job.request.num_processes
-    )
+    world, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    memory = torch.cuda.get_device_properties(0).total_memory if cuda else main_memory() // here
+    # Those that there are, on however many machines: a request may go on with fewer than it asked for.
+    request = job.request.model_copy(update={"num_processes": world, "num_nodes": 1, "min_processes": None})
     model = _base(job)
-    if kept_bytes(model, usual) <= memory / 8:  # planning takes seconds
+    if kept_bytes(model, usual) <= (memory - _least(request, model)) / 8:  # planning takes seconds
         return usual
-    # Tracing needs much that only planning does, and a plainly small model none of it.
+    device.keep_few_products()
+    # Tracing imports much that a plainly small training does without.
     from fm_local.plan.planning import make_plan
 
+    task = PlanTask(
+        request=request, model=model, train_data=job.train_data, device=None if cuda else "cpu",
+        device_memory=memory if cuda else memory * world,
+    )
     try:
-        plan = make_plan(PlanTask(request=job.request, model=model, train_data=job.train_data), amounts=_counted(job))
-    except FMError:
+        plan = make_plan(task, amounts=_counted(job))
+    except Exception:  # whatever a model says to tensors without values: it is trained all the same
         return usual
     return min(usual, max(1, plan.most_rows) * plan.micro_batch[1])
+
+
+def _least(request: TrainRequest, model: ModelRef) -> float:
+    least = least_bytes(request, parameters_of(model) or 0)
+    return least if request.sharding in WHOLE_WEIGHTS else least / request.num_processes
 
 
 def _base(job: Job) -> ModelRef:

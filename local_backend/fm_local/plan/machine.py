@@ -99,7 +99,7 @@ def _known(name: str) -> tuple[int, int] | None:
 def _measure_cpu(bf16: bool) -> float:
     """FLOP/s of a matrix product large enough to be limited by arithmetic; takes some tenths of a second."""
     size = 768
-    one = torch.randn(size, size, dtype=torch.bfloat16 if bf16 else torch.float32)
+    one = torch.ones(size, size, dtype=torch.bfloat16 if bf16 else torch.float32)
     one @ one
     best = 0.0
     for _ in range(3):

@@ -78,10 +78,18 @@ def make_plan(task: PlanTask, *, amounts: Amounts | None = None) -> Plan:
 
     usable = machine.usable(request.num_processes)
     traced, options, asked = look_at(rows)
-    most_rows = _most_rows(asked.memory, usable, rows)
-    if 0 < most_rows < rows:  # the trainer computes fewer at once then (`plan/budget.py`)
-        rows = most_rows
-        traced, options, asked = look_at(rows)
+    if asked.fits:
+        most_rows = _most_rows(asked.memory, usable, rows)
+    else:
+        # As many as the trainer would compute at once then (`plan/budget.py`), which one row at a time tells.
+        more, most_rows = asked.memory.reserved, 0
+        if rows > 1:
+            traced, options, asked = look_at(1)
+            each = max(1.0, (more - asked.memory.reserved) / (rows - 1))
+            most_rows = 1 + int((usable - asked.memory.reserved) / each) if asked.fits else 0
+        rows = max(1, most_rows)
+        if rows > 1:
+            traced, options, asked = look_at(rows)
     chosen = traced[request.method]
     steps, tokens = steps_and_tokens(request, amounts)
     speed = _tokens_per_second(chosen, task, machine, amounts, config, checkpointed=checkpointing)
@@ -148,7 +156,12 @@ def _trace_methods(
     """A step of each method that the model can be planned with; of the others, only what was asked for is an error."""
     wanted: dict[Method, tuple[Method, ...]] = {"lora": ("lora", "qlora"), "full": ("full",)}
     if task.model.kind == "preset":
-        del wanted["lora"]  # an adapter on random weights is refused
+        del wanted["lora"]
+        if task.request.method != "full":
+            raise RequestError(
+                f"{task.model.name} has random weights, on which an adapter has nothing to build", field="method",
+                hint='plan it with method="full"',
+            )
     traced: dict[Method, Traced] = {}
     for method, alike in wanted.items():
         try:

@@ -20,11 +20,6 @@ from fm.request import TrainRequest
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy", "ftctl")
 _TRACKER_MODULES = {"mlflow": "mlflow", "wandb": "wandb", "tensorboard": "tensorboard"}
 
-_PRODUCTS_READY = "16"
-"""Products of matrices of certain sizes that torch keeps ready in each thread, with what each has allocated. By default
-these are 1,024, as many as oneDNN keeps behind it for all threads: a fifth of a small training's memory on a CPU, for
-no time that could be measured (docs/performance.md)."""
-
 
 def open_accelerator(request: TrainRequest, folder: StageFolder) -> Accelerator:
     """The accelerator for this process: alone, or one of several if torchrun or `accelerate launch` started it.
@@ -35,7 +30,7 @@ def open_accelerator(request: TrainRequest, folder: StageFolder) -> Accelerator:
     for tracker in request.trackers:
         if importlib.util.find_spec(_TRACKER_MODULES[tracker]) is None:
             raise MissingExtra(f"tracker {tracker!r} is not installed here", extra="track")
-    os.environ.setdefault("LRU_CACHE_CAPACITY", _PRODUCTS_READY)  # looked up with the first product
+    keep_few_products()
     precision = pick_precision(request)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return Accelerator(
@@ -63,6 +58,14 @@ def pick_precision(request: TrainRequest) -> str:
     if torch.backends.mps.is_available():
         return "fp32"
     return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+
+
+def keep_few_products() -> None:
+    """Lets torch keep ready 16 compiled products of matrices in each thread, with what each has allocated, unless the
+    environment says otherwise. By default these are 1,024, as many as oneDNN keeps behind it for all threads: a fifth
+    of a small training's memory on a CPU, for no time that could be measured (docs/performance.md). It counts for
+    threads that have multiplied nothing yet."""
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
 
 
 def make_deterministic(device: torch.device) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,8 @@ from fm_local.models.weights import save_tensors
 from fm_local.trainer.methods import Trainee
 from fm_local.trainer.parts import gather
 from fm_local.trainer.setup import Training
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
 def final_weights(trainee: Trainee) -> dict[str, torch.Tensor]:
@@ -59,18 +60,25 @@ def save_final(
 
 
 def _generation_config(training: Training) -> GenerationConfig:
-    """The base's, which now stops where training stopped."""
+    """Samples as the base does, and stops where training stopped."""
     tokenizer, stop = training.tokenizer, training.stop_tokens
-    config = copy.deepcopy(training.trainee.language_model.generation_config)
-    config.update(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=list(stop) or None,
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (stop[0] if stop else None),
-    )
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": list(stop) or None,
+        "pad_token_id": tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (stop[0] if stop else None),
+    }
+    base = training.trainee.language_model.generation_config
+    given = {
+        name: value for name in ("do_sample", "repetition_penalty", *_SAMPLING)
+        if (value := getattr(base, name, None)) is not None
+    }  # fmt: skip
+    if given.keys() & set(_SAMPLING):
+        given.setdefault("do_sample", True)  # some bases say how to sample, and not that they do
+    config = GenerationConfig(**ids, **given)
     try:
         config.validate(strict=True)
-    except ValueError:
-        config.do_sample = True  # some bases say how to sample and not that they do, which transformers won't save
+    except ValueError:  # transformers reads such a base, and saves no such config
+        return GenerationConfig(**ids)
     return config
 
 

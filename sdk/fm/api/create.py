@@ -139,7 +139,7 @@ def create(
         idempotency_key: calls with the same key make one run. None: one for each call, kept over crashes.
         dry_run: check everything, write nothing, and return an `fm.DryRun` instead of a run; its `plan` is what
             `fm.plan` says.
-        allow_oversize: take also what is certain not to fit this machine's devices: their memory, or their number.
+        allow_oversize: try also what is certain not to fit the device's memory.
         backend: where the run is kept; see `fm.backend`. None: the chosen one, else FM_BACKEND, else "local".
         launcher: what starts the training processes: "process" on this machine, "ray" on the cluster that
             FM_RAY_ADDRESS names. None: "process".
