@@ -20,6 +20,8 @@ from support.ranks import run_ranks, train
 
 PIECES = "from fm_local.trainer import device; device.micro_batch_tokens = lambda _: 50"
 """So few tokens at once that a step has several pieces, of which the processes have different numbers."""
+FIRST_SAYS = "from fm_local.plan import budget; budget.tokens_at_once = lambda _: 50"
+"""The same, by what the first process alone is asked for."""
 RECOMPUTE = "from fm_local.trainer import methods; methods.needs_activation_checkpointing = lambda *_: True"
 SHORT_ANSWERS = "from fm_local.trainer import evaluate; evaluate._SAMPLE_TOKENS = 8"
 ALL_PARTED = "from fm_local.trainer import zero; zero.KEPT_WHOLE = 0"
@@ -116,6 +118,15 @@ def test_trap_29_a_sharded_checkpoint_is_whole_and_goes_on_with_any_number_of_pr
         for name in ("loss/train/total", "grad_norm"):
             assert series(resumed, name) == pytest.approx(series(one, name)[10:], rel=1e-5), name
     assert_same(on_one, on_two)
+
+
+def test_the_first_process_says_how_much_all_compute_at_once(tmp_path: Path) -> None:
+    common = request(model("llama", tmp_path / "base"), method="lora")
+    alone, one = make_job(tmp_path / "one", **common)
+    assert run(alone, one)
+    _, two = make_job(tmp_path / "two", **common, num_processes=2, sharding="full")
+    run_ranks(two, before=FIRST_SAYS)  # processes with unequal numbers of pieces would wait for each other
+    assert_same(one, two)
 
 
 @pytest.mark.parametrize(
