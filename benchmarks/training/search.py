@@ -20,6 +20,9 @@ _STEPS = 20
 take a whole pass."""
 _BATCHES = ((16, 1), (8, 2))
 """Rows of a micro-batch, and how many of them make a step."""
+_PACKINGS = (("bfd", 512), ("bfd", 1024), ("bfd_split", 256), ("bfd_split", 512), ("wrapped", 512))
+"""How rows are filled, and their tokens. What is longer than a row loses its end by "bfd", and goes on in another by
+the others."""
 
 
 def trl_defaults() -> dict[str, Any]:
@@ -30,11 +33,6 @@ def trl_defaults() -> dict[str, Any]:
 def hf_grouped() -> dict[str, Any]:
     """Hugging Face's trainer with its defaults and batches by length."""
     return {"per_device_train_batch_size": 16, **_GROUPED}
-
-
-_PACKINGS = (("bfd", 512), ("bfd", 1024), ("bfd_split", 256), ("bfd_split", 512), ("wrapped", 512))
-"""How rows are filled, and their tokens. What is longer than a row loses its end by "bfd", and goes on in another by
-the others."""
 
 
 def _stages(device: str, precision: str, method: str, tokens_per_step: float) -> list[list[dict[str, Any]]]:

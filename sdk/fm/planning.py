@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from fm.types import ModelRef
 
 _BYTES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_READ_ROWS = 2000
-"""Of which the longest counts, as in a plan."""
+READ_ROWS = 2000
+"""The first rows of the data, by which plans and bounds are made."""
 _PLAINLY_SMALL = 1 << 30
 """Bytes of need below which no device is asked how much it has."""
 _CERTAINLY = 1.25
@@ -81,14 +81,13 @@ def refuse_oversize(prepared: DryRun) -> None:
         RequestError: says how much is needed, and what to try.
     """
     request, model = prepared.request, prepared.model
-    size = parameters_of(model)
-    if size is None or is_plainly_small(prepared):
+    bounds = _bounds(prepared)
+    if bounds is None or _are_plainly_small(bounds):
         return
+    least, kept = bounds
     memory = _memory_of_a_process(request.num_processes)
-    offloaded = request.sharding == "full-offload"
-    least = 0.0 if offloaded else least_bytes(request, size)
-    least /= request.num_processes if request.sharding not in WHOLE_WEIGHTS else 1
-    if max(least, _kept_of_an_example(prepared)) <= memory / 8:
+    least = 0.0 if request.sharding == "full-offload" else share_of(least, request)
+    if max(least, kept) <= memory / 8:
         return
     need, what = least, "weights, gradients and optimiser states alone"
     if least <= memory:
@@ -112,10 +111,19 @@ def refuse_oversize(prepared: DryRun) -> None:
 
 def is_plainly_small(prepared: DryRun) -> bool:
     """Whether any device holds a training of the base with all its parts, and its longest example."""
+    bounds = _bounds(prepared)
+    return bounds is not None and _are_plainly_small(bounds)
+
+
+def _are_plainly_small(bounds: tuple[float, float]) -> bool:
+    return 8 * max(bounds) < _PLAINLY_SMALL
+
+
+def _bounds(prepared: DryRun) -> tuple[float, float] | None:
+    """Bytes of the training with all its parts, and of what its longest example keeps; None where the base's size is
+    not known."""
     size = parameters_of(prepared.model)
-    return size is not None and 8 * max(
-        least_bytes(prepared.request, size), _kept_of_an_example(prepared)
-    ) < _PLAINLY_SMALL
+    return None if size is None else (least_bytes(prepared.request, size), _kept_of_an_example(prepared))
 
 
 def _kept_of_an_example(prepared: DryRun) -> float:
@@ -129,7 +137,7 @@ def _kept_of_an_example(prepared: DryRun) -> float:
         from fm.data import locate, read_examples
 
         examples = read_examples(locate(data.path, field="train_data_path"), request.task_type)
-        most = min(most, max((example.characters for _, _, example in islice(examples, _READ_ROWS)), default=0))
+        most = min(most, max((example.characters for _, _, example in islice(examples, READ_ROWS)), default=0))
     return kept_bytes(prepared.model, most)
 
 
@@ -147,6 +155,11 @@ def least_bytes(request: TrainRequest, parameters: int) -> float:
     if request.method == "full":
         return parameters * (16.0 if request.optimizer == "adamw" else 8.0)
     return parameters * (0.5 if request.method == "qlora" else 2.0)
+
+
+def share_of(least: float, request: TrainRequest) -> float:
+    """What one process holds of `least` bytes, which sharding parts where it parts the weights."""
+    return least if request.sharding in WHOLE_WEIGHTS else least / request.num_processes
 
 
 def parameters_of(model: ModelRef) -> int | None:

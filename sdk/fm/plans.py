@@ -45,7 +45,7 @@ class Memory(_Value):
 
 
 class PlanOption(_Value):
-    """One way to train the model that a create takes: a row of the plan's table."""
+    """One way to train the model that a request can ask for: a row of the plan's table."""
 
     method: Method
     sharding: Sharding

@@ -11,6 +11,7 @@ import numpy as np
 
 from fm.data import Example, locate, read_examples
 from fm.duration import Unit
+from fm.planning import READ_ROWS
 from fm.plans import PlanTask
 from fm.request import TaskType, TrainRequest
 from fm.types import DataRef, ModelRef
@@ -19,7 +20,6 @@ from fm_local.prepare.encoding import Encoder
 from fm_local.prepare.rendering import Renderer
 from fm_local.prepare.stage import tokenizer_folder
 
-_READ_ROWS = 2000
 _TOKENISED_ROWS = 200
 _CHARACTERS_PER_TOKEN = 3.5
 
@@ -45,7 +45,7 @@ def amounts_of(task: PlanTask, context_length: int) -> Amounts:
     """Tokens of `task`'s data, from a sample of its first rows."""
     request = task.request
     source = locate(task.train_data.path, field="train_data_path")
-    examples = list(islice((example for _, _, example in read_examples(source, request.task_type)), _READ_ROWS))
+    examples = list(islice((example for _, _, example in read_examples(source, request.task_type)), READ_ROWS))
     characters = [max(1, example.characters) for example in examples]
     rows = _rows(task.train_data, sum(characters), len(examples))
     folder = _words(task.model)
@@ -110,7 +110,7 @@ def _measured(
 def _rows(data: DataRef, characters: int, read: int) -> int:
     if data.rows is not None:
         return data.rows
-    return read if read < _READ_ROWS else max(read, round(data.bytes / max(1, characters) * read))
+    return read if read < READ_ROWS else max(read, round(data.bytes / max(1, characters) * read))
 
 
 def _words(model: ModelRef) -> Path | None:

@@ -11,9 +11,8 @@ import torch
 from fm.job import Job
 from fm.layout import Storage
 from fm.machine import main_memory
-from fm.planning import kept_bytes, least_bytes, parameters_of
+from fm.planning import kept_bytes, least_bytes, parameters_of, share_of
 from fm.plans import PlanTask
-from fm.request import WHOLE_WEIGHTS, TrainRequest
 from fm.types import ModelRef
 from fm_local.plan.amounts import Amounts
 from fm_local.prepare.shards import TokenDataset
@@ -33,7 +32,8 @@ def tokens_at_once(job: Job) -> int:
     # Those that there are, on however many machines: a request may go on with fewer than it asked for.
     request = job.request.model_copy(update={"num_processes": world, "num_nodes": 1, "min_processes": None})
     model = _base(job)
-    if kept_bytes(model, usual) <= (memory - _least(request, model)) / 8:  # planning takes seconds
+    least = share_of(least_bytes(request, parameters_of(model) or 0), request)
+    if kept_bytes(model, usual) <= (memory - least) / 8:  # planning takes seconds
         return usual
     device.keep_few_products()
     # Tracing imports much that a plainly small training does without.
@@ -48,11 +48,6 @@ def tokens_at_once(job: Job) -> int:
     except Exception:  # whatever a model says to tensors without values: it is trained all the same
         return usual
     return min(usual, max(1, plan.most_rows) * plan.micro_batch[1])
-
-
-def _least(request: TrainRequest, model: ModelRef) -> float:
-    least = least_bytes(request, parameters_of(model) or 0)
-    return least if request.sharding in WHOLE_WEIGHTS else least / request.num_processes
 
 
 def _base(job: Job) -> ModelRef:
