@@ -15,7 +15,7 @@ from fm.layout import StageFolder
 from fm_local.trainer import evaluate, zero
 from fm_local.trainer.loss import TokenLoss
 from support.fresh import in_fresh_processes
-from support.models import events, examples, lines, make_job, model, run
+from support.models import events, examples, lines, make_job, model, run, series
 from support.ranks import run_ranks, train
 
 PIECES = "from fm_local.trainer import device; device.micro_batch_tokens = lambda _: 50"
@@ -48,10 +48,6 @@ def request(base: Path, **more: Any) -> dict[str, Any]:
         "save_interval": "10ba",
         **more,
     }
-
-
-def series(folder: StageFolder, name: str) -> list[float]:
-    return [line["values"][name] for line in lines(folder.metrics) if name in line["values"]]
 
 
 def assert_same(one: StageFolder, other: StageFolder, *, rel: float = 1e-5) -> None:

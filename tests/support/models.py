@@ -230,6 +230,11 @@ def events(folder: StageFolder, type: str) -> list[dict[str, Any]]:
     return [line["data"] for line in lines(folder.events) if line["type"] == type]
 
 
+def series(folder: StageFolder, name: str) -> list[float]:
+    """The values of metric `name`, in order."""
+    return [line["values"][name] for line in lines(folder.metrics) if name in line["values"]]
+
+
 def run(job: Job, folder: StageFolder, **options: Any) -> bool:
     """Trains in this process. accelerate keeps its state for the whole process, so it is made to forget it."""
     from accelerate.state import AcceleratorState
