@@ -46,6 +46,21 @@ def load_nf4(path: Path, *, dtype: torch.dtype, device: torch.device) -> Any:
     return model
 
 
+def scales_of(layer: torch.nn.Module) -> Any | None:
+    """What the numbers of a layer in 4 bits are scaled by, as bitsandbytes keeps it; None for any other layer."""
+    return getattr(getattr(layer, "weight", None), "quant_state", None) or getattr(layer, "quant_state", None)
+
+
+def dense(weight: torch.Tensor, scales: Any | None) -> torch.Tensor:
+    """`weight` in 4 bits with its `scales` as a new matrix, in the layer's number format; without any, as it is."""
+    if scales is None:
+        return weight
+    from bitsandbytes.functional import dequantize_4bit
+
+    matrix: torch.Tensor = dequantize_4bit(weight, scales)
+    return matrix
+
+
 def size_of(parameter: torch.nn.Parameter) -> int:
     """The numbers that `parameter` stands for, also where several are packed into a byte."""
     state = getattr(parameter, "quant_state", None)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fm_local.models import nf4
+
 
 def fuse_lora(peft_model: Any) -> None:
     """Makes the plain LoRA layers of `peft_model` compute so; those with DoRA stay as they are. Names and weights of
@@ -25,15 +27,17 @@ def fuse_lora(peft_model: Any) -> None:
         # Embeddings, routers and the joined weights of experts are multiplied in other ways.
         plain = isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), (nn.Linear, Conv1D))
         if plain and not layer.lora_variant:
-            # Quantised layers are of classes of their own; dropout gives LoRA another input than the base.
-            whole = type(layer.base_layer) is nn.Linear and isinstance(layer.lora_dropout["default"], nn.Identity)
-            layer.forward = partial(_linear_with_lora if whole else _with_lora, layer)
+            base = layer.base_layer
+            # Other quantised layers are of classes of their own; dropout gives LoRA another input than the base.
+            known = type(base) is nn.Linear or nf4.scales_of(base) is not None
+            same_input = isinstance(layer.lora_dropout["default"], nn.Identity)
+            layer.forward = partial(_linear_with_lora if known and same_input else _with_lora, layer)
 
 
 def _linear_with_lora(layer: Any, x: torch.Tensor) -> torch.Tensor:
     base = layer.base_layer
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    return _LinearWithLora.apply(x, base.weight, base.bias, a, b, layer.scaling["default"])  # type: ignore[no-any-return, no-untyped-call]
+    return _LinearWithLora.apply(x, base.weight, nf4.scales_of(base), base.bias, a, b, layer.scaling["default"])  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _with_lora(layer: Any, x: torch.Tensor) -> torch.Tensor:
@@ -46,27 +50,29 @@ def _with_lora(layer: Any, x: torch.Tensor) -> torch.Tensor:
 
 class _LinearWithLora(torch.autograd.Function):
     """x Wᵀ + bias + scaling · x Aᵀ Bᵀ with frozen W and bias (Hu et al., LoRA, 2021), in autocast's number format, or
-    in W's without it."""
+    in W's without it. Where W has `scales`, it is in 4 bits, and whole only while it is multiplied (QLoRA)."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: torch.Tensor,
         weight: torch.Tensor,
+        scales: Any | None,
         bias: torch.Tensor | None,
         a: torch.Tensor,
         b: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:
         kind = x.device.type
-        number = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        rows, narrow = x.reshape(-1, x.shape[-1]).to(number), weight.to(number)
+        dense = nf4.dense(weight, scales)
+        number = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dense.dtype
+        rows, narrow = x.reshape(-1, x.shape[-1]).to(number), dense.to(number)
         narrow_a, narrow_b = a.to(number), (b * scaling).to(number)
         inner = rows @ narrow_a.T
         result = rows @ narrow.T if bias is None else torch.addmm(bias.to(number), rows, narrow.T)
         result.addmm_(inner, narrow_b.T)
         ctx.save_for_backward(rows, inner, weight, narrow_a, narrow_b)
-        ctx.shape, ctx.dtype, ctx.scaling = x.shape, x.dtype, scaling
+        ctx.shape, ctx.dtype, ctx.scaling, ctx.scales = x.shape, x.dtype, scaling, scales
         return result.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -76,9 +82,10 @@ class _LinearWithLora(torch.autograd.Function):
         towards_a = outer @ b
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = (outer @ weight.to(outer.dtype)).addmm_(towards_a, a).view(ctx.shape).to(ctx.dtype)
+            dense = nf4.dense(weight, ctx.scales).to(outer.dtype)
+            of_x = (outer @ dense).addmm_(towards_a, a).view(ctx.shape).to(ctx.dtype)
         of_a, of_b = (towards_a.T @ rows).float(), (outer.T @ inner).float() * ctx.scaling
-        return of_x, None, None, of_a, of_b, None
+        return of_x, None, None, None, of_a, of_b, None
 
 
 class _AddLora(torch.autograd.Function):
