@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -31,6 +29,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "examples")]
 from training import report
 from training.clock import Result
 from training.lab import PEERS, Contender, Lab
+from training.machine import described
 from training.search import best, hf_grouped, search_bare, search_trl, trl_defaults
 from training.task import DATA, SIZES, precision_of
 
@@ -107,6 +106,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder) / "lab", options.size, options.device, options.clock, tuple(options.data))
+        machine = described(options.device, lab.precision)
         search(lab, cells if options.search else unsearched, found_path)
         if options.search:
             return
@@ -115,9 +115,8 @@ def main() -> None:
         earlier = json.loads(out.read_text()) if out.exists() else {}
         for turn, compared in enumerate(compare(lab, found, cells, options.pairs), start=1):
             how = {
-                "measured": datetime.now(UTC).date().isoformat(), "machine": platform.processor() or platform.machine(),
-                "cores": os.cpu_count(), "device": options.device, "size": options.size,
-                "precision": lab.precision, "clock": options.clock, "pairs": turn,
+                "measured": datetime.now(UTC).date().isoformat(), **machine, "device": options.device,
+                "size": options.size, "precision": lab.precision, "clock": options.clock, "pairs": turn,
             }  # fmt: skip
             figures = earlier | {
                 cell: {"how": how, "contenders": report.summary(turns, lab.size, options.device, cell)}

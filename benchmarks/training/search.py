@@ -55,7 +55,7 @@ def _stages(device: str, precision: str, method: str, tokens_per_step: float) ->
     other: dict[str, Any] = {"bf16": precision != "bf16"}
     numbers = [other, {"dataloader_num_workers": 2}, {"gradient_checkpointing": True}]
     numbers += [{"attention": attention} for attention in attentions]
-    if method == "lora" and precision == "bf16":
+    if method != "full" and precision == "bf16":
         # Loaded in bf16, as ftctl keeps what is frozen. Full training would then have no fp32 weights.
         numbers.append({"dtype": "bfloat16"})
     compiled: list[dict[str, Any]] = [{"torch_compile": True}, {"use_liger_kernel": True}] if device == "cuda" else []
