@@ -16,7 +16,8 @@ from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.step import Gradients, Stepper
 from fm_local.trainer.watch import RUN, has_spiked
 from support.disturb import around_gradients, spoil_once
-from support.models import events, examples, lines, make_job, model, run
+from support.models import events, examples, lines, make_job, model, run, series
+from support.ranks import run_ranks
 
 NOISES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "normal": lambda random, count: random.normal(0, 0.2, count),
@@ -207,3 +208,71 @@ def test_where_not_even_one_example_fits_the_failure_tells_how_long_it_is(
         run(job, folder)
     longest = max(len(ids) for ids, _ in examples(8))
     assert f"step 0, whose longest example has {longest} tokens" in failure_event(caught.value)[1]
+
+
+SHORT_OF_MEMORY = """
+import os
+import torch
+from fm_local.trainer import device
+from fm_local.trainer.loss import TokenLoss
+from fm_local.trainer.step import Stepper
+
+device.micro_batch_tokens = lambda _: {tokens}
+forward, accumulate, calls, told = TokenLoss.forward, Stepper._accumulate, 0, []
+
+def tell(word):
+    told.append(word)
+    with open({told!r}, "a") as file:
+        file.write(word + " ")
+
+def begin(*arguments):
+    global calls
+    calls = 0
+    tell("begins")
+    return accumulate(*arguments)
+
+def fail(*_):
+    tell("fails")
+    raise torch.OutOfMemoryError("planted")
+
+def planted(self, batch):
+    global calls
+    calls += 1
+    due = calls == {piece} and told == ["begins"]
+    if due and not {backward}:
+        fail()
+    loss, right = forward(self, batch)
+    if due:
+        loss.register_hook(fail)
+    return loss, right
+
+if {piece} and os.environ["RANK"] == "1":
+    Stepper._accumulate, TokenLoss.forward = begin, planted
+"""
+
+
+def train_short_of_memory(root: Path, base: Path, *, tokens: int, piece: int, backward: bool = False) -> list[float]:
+    """Two processes train with so many `tokens` at once, of which in the first step the second one's memory runs out
+    with its `piece`, counted from 1 (0: never). Returns each step's loss and norm; `root`/told says what that one did.
+    """
+    rows = examples(24)
+    _, folder = make_job(root, rows=rows, base=base, batch_size=12, training_duration="4ba", num_processes=2)
+    told = str(root / "told")
+    run_ranks(folder, before=SHORT_OF_MEMORY.format(told=told, tokens=tokens, piece=piece, backward=backward))
+    return [*series(folder, "loss/train/total"), *series(folder, "grad_norm")]
+
+
+@pytest.mark.parametrize(("tokens", "piece"), [(2048, 1), (64, 1), (64, 2)])
+def test_a_process_short_of_memory_goes_on_in_smaller_pieces_while_the_others_wait(
+    tmp_path: Path, base: Path, tokens: int, piece: int
+) -> None:
+    expected = train_short_of_memory(tmp_path / "plain", base, tokens=tokens, piece=0)
+    found = train_short_of_memory(tmp_path / "short", base, tokens=tokens, piece=piece)
+    assert (tmp_path / "short" / "told").read_text().split() == ["begins", "fails", *["begins"] * 4]
+    assert len(found) == 8 and found == pytest.approx(expected, rel=1e-4)
+
+
+def test_memory_that_runs_out_while_gradients_are_exchanged_ends_the_run(tmp_path: Path, base: Path) -> None:
+    with pytest.raises(AssertionError, match="exit code"):
+        train_short_of_memory(tmp_path, base, tokens=2048, piece=1, backward=True)
+    assert (tmp_path / "told").read_text().split() == ["begins", "fails"]

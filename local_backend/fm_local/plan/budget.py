@@ -22,8 +22,8 @@ from fm_local.trainer import device
 def tokens_at_once(job: Job) -> int:
     """What suits the device, or what the plan finds room for where its memory is short, but one example at least.
 
-    Where memory runs out all the same, a trainer that is alone on a GPU halves it; on a CPU the system ends a process
-    that takes too much, and nothing is left to go on with.
+    Where memory runs out all the same, a trainer on a GPU halves it, unless it is sharded; on a CPU the system ends a
+    process that takes too much, and nothing is left to go on with.
     """
     cuda = torch.cuda.is_available()
     usual = device.micro_batch_tokens(torch.device("cuda" if cuda else "cpu"))

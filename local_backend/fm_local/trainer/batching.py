@@ -44,6 +44,11 @@ class Examples(Protocol):
     def __getitem__(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]: ...
 
 
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`tensor` on `device`. Out of pinned memory a GPU copies while the next piece is made; for any other it waits."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
 @dataclass(frozen=True, slots=True)
 class Documents:
     """The examples that lie in one row."""
@@ -57,7 +62,7 @@ class Documents:
 
     def to(self, device: torch.device) -> Documents:
         """The same on `device`."""
-        position_ids, boundaries = (x.to(device, non_blocking=True) for x in (self.position_ids, self.boundaries))
+        position_ids, boundaries = (_moved(x, device) for x in (self.position_ids, self.boundaries))
         return Documents(position_ids, boundaries, self.longest)
 
 
@@ -82,7 +87,7 @@ class MicroBatch:
         """The same on `device`."""
         if device.type == "cpu":
             return self
-        ids, positions, labels = (x.to(device, non_blocking=True) for x in (self.ids, self.positions, self.labels))
+        ids, positions, labels = (_moved(x, device) for x in (self.ids, self.positions, self.labels))
         return MicroBatch(ids, positions, labels, self.documents.to(device) if self.documents else None)
 
     def inputs(self) -> dict[str, Any]:

@@ -42,6 +42,8 @@ class Stepper:
         self._accelerator = accelerator
         self.max_tokens = max_tokens
         self._beat = beat
+        self._awaited = False
+        """Whether other processes count on what this one computes now: none of it can be computed again."""
 
     def gradients(self, examples: Indices, step: int, *, seed: int, max_norm: float) -> Gradients:
         """Leaves the gradient of the mean loss over the labels of `examples`, clipped to `max_norm`, in the parameters.
@@ -61,12 +63,12 @@ class Stepper:
                 cut=cut,
                 even=self._training.sharded,
             )
+            self._awaited = self._training.sharded  # then all take part in each piece
             try:
                 return self._accumulate(examples, pieces, side_by_side, step, seed, max_norm)
             except Exception as error:
-                # Of several processes, the others already wait for this one's part of the same piece.
-                alone = self._accelerator.num_processes == 1
-                if not (alone and is_out_of_memory(error) and max(len(piece) for piece, _ in pieces) > 1):
+                smaller = max(len(piece) for piece, _ in pieces) > 1
+                if self._awaited or not (smaller and is_out_of_memory(error)):
                     longest = int(self._training.data.lengths[examples].max())
                     error.add_note(f"step {step}, whose longest example has {longest:,} tokens")
                     raise
@@ -115,6 +117,7 @@ class Stepper:
             # Sharded gradients are summed over the processes with each piece: the whole would not fit, by assumption.
             with accelerator.no_sync(model) if number < len(pieces) else nullcontext():
                 loss, right = model(self._load(piece))
+                self._awaited |= number == len(pieces) and accelerator.num_processes > 1
                 accelerator.backward(loss * scale)
             yield loss, right
 
