@@ -180,6 +180,8 @@ def _details(run: RunRecord, event: Event) -> dict[str, Any]:
             return {"checkpoint_step": data["step"], "step": max(run.step, data["step"]), "fruitless": 0}
         case EventType.REQUEUED:
             return {"fruitless": run.fruitless + (1 if data.get("counts_as_attempt") else 0)}
+        case EventType.WARNING if run.status is Status.QUEUED:
+            return {"reason": event.message}
         case EventType.COMPLETED:
             return {"registered_model": data.get("registered_model")}
         case _:

@@ -134,11 +134,19 @@ def test_a_wide_run_waits_for_devices_and_is_not_overtaken(store: RunStore, cloc
     assert claim(store)[0].id == wide.id
 
 
-def test_a_run_too_wide_for_the_machine_is_left_to_a_larger_one(store: RunStore, clock: SimulatedClock) -> None:
-    create(store, key="1", num_processes=16)
+def test_a_run_too_wide_for_the_machine_is_left_to_a_larger_one_and_says_what_it_waits_for(
+    store: RunStore, clock: SimulatedClock
+) -> None:
+    wide = create(store, key="1", num_processes=16)
     clock.sleep(1)
     narrow = create(store, key="2")
     assert claim(store)[0].id == narrow.id
+    assert store.claim("small", "h", free=2, total=2) is None
+    warnings = [event.message for event in store.events(wide.id, 0, 10) if event.type is EventType.WARNING]
+    assert warnings == ["needs 16 devices, one for each process; host-1 has 8, and leaves it to a larger machine"]
+    assert store.find("red", wide.id).reason == warnings[0]
+    taken = store.claim("large", "h", free=16, total=16)
+    assert taken and taken[0].id == wide.id and taken[0].reason == "taken by large"
 
 
 def test_a_lease_that_ran_out_is_taken_over_and_its_old_holder_is_refused(

@@ -38,15 +38,24 @@ class Room(NamedTuple):
         return self.launcher if run.launcher == DEFAULT_LAUNCHER else run.launcher
 
 
-def next_run(connection: Connection, now: datetime, room: Room) -> RunRecord | None:
-    """The run to start in `room`, whose row is then locked; None if none is to be started.
+class Turn(NamedTuple):
+    """What an agent finds when it asks for a run. Their rows are locked."""
+
+    run: RunRecord | None
+    """To be started now."""
+    too_wide: list[RunRecord]
+    """Those passed over, since they need more than all devices of the agent's machine."""
+
+
+def next_run(connection: Connection, now: datetime, room: Room) -> Turn:
+    """The run to start in `room`, if there is one.
 
     One that needs more than all devices is left for a larger machine; one that only has to wait for them is overtaken
     by none that would take them, or a wide run would never start.
     """
     # Two agents that looked at once would both find a team one below its limit.
     take_turns(connection, "claim")
-    waits = False
+    waits, too_wide = False, list[RunRecord]()
     for team in _in_turn(connection, now):
         waiting = (
             select(runs.c.record)
@@ -58,12 +67,14 @@ def next_run(connection: Connection, now: datetime, room: Room) -> RunRecord | N
         for run in map(RunRecord.model_validate_json, connection.execute(waiting).scalars()):
             if room.launcher_of(run) == CLUSTER_LAUNCHER:
                 if room.cluster:
-                    return run
-            elif run.request.num_processes <= room.total and not waits:
+                    return Turn(run, too_wide)
+            elif run.request.num_processes > room.total:
+                too_wide.append(run)
+            elif not waits:
                 if run.request.num_processes <= room.free:
-                    return run
+                    return Turn(run, too_wide)
                 waits = True
-    return None
+    return Turn(None, too_wide)
 
 
 def note_turn(connection: Connection, team: str, now: datetime) -> None:
