@@ -17,6 +17,7 @@ from fm_local.models.nf4 import load_nf4
 from fm_local.trainer import loss as loss_module
 from fm_local.trainer.adapters import add_adapter
 from fm_local.trainer.batching import collate
+from fm_local.trainer.fused_lora import _linear_with_lora, _with_lora
 from fm_local.trainer.loss import TokenLoss
 from support.models import VOCABULARY, Rows, examples, model
 
@@ -81,6 +82,9 @@ def test_a_fused_adapter_computes_what_pefts_own_does(
     trainable = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
     for parameter in trainable:
         torch.nn.init.normal_(parameter, std=0.1)
+    apart = dropout > 0 or (family == "gpt2" and not in_4_bits and targets == "all-linear")
+    functions = {module.forward.func for module in peft_model.modules() if vars(module).get("forward") is not None}
+    assert functions == {_with_lora if apart else _linear_with_lora}
     batch = collate(Rows(examples(6)), list(range(6)))
     found = []
     for fused in (True, False):

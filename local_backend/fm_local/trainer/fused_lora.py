@@ -36,8 +36,11 @@ def fuse_lora(peft_model: Any) -> None:
 
 def _linear_with_lora(layer: Any, x: torch.Tensor) -> torch.Tensor:
     base = layer.base_layer
+    scales = nf4.scales_of(base)
+    if scales is not None and not torch.is_grad_enabled():
+        return _with_lora(layer, x)  # bitsandbytes multiplies few rows, as in answering, without a whole matrix
     a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    return _LinearWithLora.apply(x, base.weight, nf4.scales_of(base), base.bias, a, b, layer.scaling["default"])  # type: ignore[no-any-return, no-untyped-call]
+    return _LinearWithLora.apply(x, base.weight, scales, base.bias, a, b, layer.scaling["default"])  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _with_lora(layer: Any, x: torch.Tensor) -> torch.Tensor:
