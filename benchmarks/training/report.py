@@ -92,7 +92,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
 
     columns = min(2, len(figures))
     lines = -(-len(figures) // columns)
-    figure, axes = plt.subplots(lines, columns, squeeze=False, figsize=(5 * columns, 4 * lines), sharey=True)
+    figure, axes = plt.subplots(lines, columns, squeeze=False, figsize=(5 * columns, 4 * lines), sharey="row")
     for axis, (cell, entry) in zip(axes.flat, figures.items(), strict=False):
         axis.set(title=cell, xlabel="examples", ylabel="loss (nats per token)")
         for name, contender in entry["contenders"].items():
@@ -102,5 +102,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
             means = [statistics.mean(losses[max(0, end - SMOOTHED) : end]) for end in range(1, len(losses) + 1)]
             axis.plot(seen, means, label=name)
         axis.legend()
+    for axis in axes.flat[len(figures) :]:
+        axis.set_axis_off()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
