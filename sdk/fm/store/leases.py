@@ -36,10 +36,13 @@ class Lease:
 def claim(
     connection: Connection, agent: str, host: str, now: datetime, room: queue.Room
 ) -> tuple[RunRecord, Lease] | None:
-    """Takes the run whose turn it is, if it fits into `room`: see `fm.store.queue`."""
+    """Takes the run whose turn it is, if it fits into `room`: see `fm.store.queue`. Those that are too wide for it are
+    told so, once: they may wait for ever."""
     first, too_wide = queue.next_run(connection, now, room)
     for run in too_wide:
-        _say_that_it_is_too_wide(connection, run, f"{host} has {room.total}", now)
+        needs = f"needs {run.request.num_processes} devices, one for each process"
+        message = f"{needs}; {host} has {room.total}, and leaves it to a larger machine"
+        run_store.append(connection, run.id, [Event(type=EventType.WARNING, time=now, message=message)])
     if first is None:
         return None
     run_id = first.id
@@ -48,14 +51,6 @@ def claim(
     record = run_store.append(connection, run_id, [event])
     queue.note_turn(connection, first.team, now)
     return record, _take(connection, run_id, agent, host, now)
-
-
-def _say_that_it_is_too_wide(connection: Connection, run: RunRecord, there: str, now: datetime) -> None:
-    """Lets a `run` to which nothing has happened yet tell why it waits, which may be for ever."""
-    if run_store.lock(connection, run.id).last_seq == 1:
-        needs = f"needs {run.request.num_processes} devices, one for each process"
-        message = f"{needs}; {there}, and leaves it to a larger machine"
-        run_store.append(connection, run.id, [Event(type=EventType.WARNING, time=now, message=message)])
 
 
 def adopt(connection: Connection, agent: str, host: str, now: datetime) -> list[tuple[RunRecord, Lease]]:

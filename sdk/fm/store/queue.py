@@ -44,7 +44,8 @@ class Turn(NamedTuple):
     run: RunRecord | None
     """To be started now."""
     too_wide: list[RunRecord]
-    """Those passed over, since they need more than all devices of the agent's machine."""
+    """Those to which nothing has happened yet, and that are passed over: they need more than all devices of the agent's
+    machine."""
 
 
 def next_run(connection: Connection, now: datetime, room: Room) -> Turn:
@@ -58,18 +59,20 @@ def next_run(connection: Connection, now: datetime, room: Room) -> Turn:
     waits, too_wide = False, list[RunRecord]()
     for team in _in_turn(connection, now):
         waiting = (
-            select(runs.c.record)
+            select(runs.c.record, runs.c.last_seq)
             .where(runs.c.status == Status.QUEUED.value, runs.c.team == team, runs.c.not_before <= now.timestamp())
             .order_by(runs.c.priority.desc(), runs.c.created_at, runs.c.id)
             .limit(_CANDIDATES)
             .with_for_update(skip_locked=True)
         )
-        for run in map(RunRecord.model_validate_json, connection.execute(waiting).scalars()):
+        for record, last_seq in connection.execute(waiting):
+            run = RunRecord.model_validate_json(record)
             if room.launcher_of(run) == CLUSTER_LAUNCHER:
                 if room.cluster:
                     return Turn(run, too_wide)
             elif run.request.num_processes > room.total:
-                too_wide.append(run)
+                if last_seq == 1:
+                    too_wide.append(run)
             elif not waits:
                 if run.request.num_processes <= room.free:
                     return Turn(run, too_wide)
