@@ -71,6 +71,6 @@ def keep_scales(model: torch.nn.Module, device: torch.device) -> None:
     """Lets the layers in 4 bits hold their scales themselves, on `device`: sharding makes new parameters of the packed
     numbers, without the old ones' attributes, and bitsandbytes then looks for the scales at the layer."""
     for layer in model.modules():
-        if (state := getattr(getattr(layer, "weight", None), "quant_state", None)) is not None:
-            state.to(device)
-            layer.quant_state = state
+        if (scales := scales_of(layer)) is not None:
+            scales.to(device)
+            layer.quant_state = scales

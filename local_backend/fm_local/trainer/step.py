@@ -43,7 +43,7 @@ class Stepper:
         self.max_tokens = max_tokens
         self._beat = beat
         self._awaited = False
-        """Whether other processes count on what this one computes now: none of it can be computed again."""
+        """Whether other processes, if there are any, count on what this one computes now."""
 
     def gradients(self, examples: Indices, step: int, *, seed: int, max_norm: float) -> Gradients:
         """Leaves the gradient of the mean loss over the labels of `examples`, clipped to `max_norm`, in the parameters.
@@ -67,8 +67,9 @@ class Stepper:
             try:
                 return self._accumulate(examples, pieces, side_by_side, step, seed, max_norm)
             except Exception as error:
-                smaller = max(len(piece) for piece, _ in pieces) > 1
-                if self._awaited or not (smaller and is_out_of_memory(error)):
+                # What others count on can't be computed again.
+                free = self._accelerator.num_processes == 1 or not self._awaited
+                if not (free and is_out_of_memory(error) and max(len(piece) for piece, _ in pieces) > 1):
                     longest = int(self._training.data.lengths[examples].max())
                     error.add_note(f"step {step}, whose longest example has {longest:,} tokens")
                     raise
@@ -117,7 +118,7 @@ class Stepper:
             # Sharded gradients are summed over the processes with each piece: the whole would not fit, by assumption.
             with accelerator.no_sync(model) if number < len(pieces) else nullcontext():
                 loss, right = model(self._load(piece))
-                self._awaited |= number == len(pieces) and accelerator.num_processes > 1
+                self._awaited |= number == len(pieces)
                 accelerator.backward(loss * scale)
             yield loss, right
 
