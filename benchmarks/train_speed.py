@@ -106,10 +106,10 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder) / "lab", options.size, options.device, options.clock, tuple(options.data))
-        machine = described(options.device, lab.precision)
         search(lab, cells if options.search else unsearched, found_path)
         if options.search:
             return
+        machine = described(options.device, lab.precision)
         found = json.loads(found_path.read_text())
         # Hours go into a cell, so one may be measured at a time, and what is measured outlives a turn that fails.
         earlier = json.loads(out.read_text()) if out.exists() else {}

@@ -20,7 +20,7 @@ from fm_local.trainer import loss as loss_module
 from fm_local.trainer import step as step_module
 from fm_local.trainer.lanes import Lanes
 from support.families import FAMILIES, save
-from support.models import events, examples, lines, make_job, model, run
+from support.models import events, examples, make_job, model, run, series
 
 FULL_ONLY = ("mixtral", "qwen2_moe", "mamba")
 """PEFT adapts experts in a way that only one thread at a time can use, and not all linear layers of Mamba."""
@@ -33,10 +33,6 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
-
-
-def losses(folder: StageFolder, name: str = "loss/train/total") -> list[float]:
-    return [line["values"][name] for line in lines(folder.metrics) if name in line["values"]]
 
 
 def trained(
@@ -62,9 +58,10 @@ def test_a_step_side_by_side_has_the_losses_of_one_piece_after_the_other(
     method = "full" if family in FULL_ONLY else "lora"
     more: dict[str, Any] = {"base": save(family, tmp_path / "base"), "learning_rate": 1e-3, "method": method}
     one, two = (trained(tmp_path / str(count), count, monkeypatch, **more) for count in (1, 2))
-    assert sum(losses(one)[-3:]) < sum(losses(one)[:3])  # an epoch each
+    losses = series(one, "loss/train/total")
+    assert sum(losses[-3:]) < sum(losses[:3])  # an epoch each
     for name in ("loss/train/total", "metrics/eval/LanguageCrossEntropy"):
-        assert losses(two, name) == pytest.approx(losses(one, name), rel=2e-4), name
+        assert series(two, name) == pytest.approx(series(one, name), rel=2e-4), name
 
 
 @pytest.mark.parametrize("packing", [True, False])
