@@ -31,6 +31,7 @@ sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "examples")]
 
 import psutil
 import stdlib_data
+from training.machine import described
 
 import fm
 from fm.ray.cluster import RayCluster
@@ -104,7 +105,7 @@ def main() -> None:
                     on_ray.append(step_seconds(run))
                 print(trivial[-1], launch[-1], on_ray[-1], here[-1], flush=True)
     ratios = [ours / theirs for ours, theirs in zip(on_ray, here, strict=True)]
-    figures = {
+    figures = described("cpu", "fp32") | {
         "rounds": ROUNDS,
         "trivial_job_seconds": median(trivial),
         "launch_seconds": median(launch),
