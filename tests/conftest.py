@@ -19,12 +19,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LONGEST_FIRST = (
-    "local/test_preflight.py", "local/test_trainer_sharding.py", "faults/test_preflight_faults.py",
+    "local/test_preflight_verdicts.py", "local/test_trainer_sharding.py", "faults/test_preflight_faults.py",
     "faults/test_kills.py", "local/test_reference_scripts_for_real.py", "local/test_agents_elsewhere.py",
     "faults/test_budget.py", "faults/test_server_faults.py", "server/test_openapi.py", "local/test_trainer_resume.py",
     "local/test_plan_families.py", "faults/test_stall.py", "local/test_prepare_stage.py", "faults/test_large_data.py",
-    "local/test_trainer_ranks.py", "server/test_team.py", "local/test_same_weights.py", "faults/test_no_sockets.py",
-    "cluster/test_kills.py", "cluster/test_places.py",
+    "local/test_prepare_faults.py", "local/test_trainer_ranks.py", "server/test_team.py",
+    "local/test_same_weights.py", "faults/test_no_sockets.py", "cluster/test_kills.py", "cluster/test_places.py",
 )  # fmt: skip
 """Modules that take half a minute and more, however few tests they have: begun last, they would be waited for by a
 worker that has nothing left to do. With `--no-loadscope-reorder`."""

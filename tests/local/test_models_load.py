@@ -23,14 +23,8 @@ from fm_local.models import export as export_module
 from fm_local.models.export import export
 from fm_local.models.load import load_causal_lm, open_model
 from fm_local.models.tokenizer import load_tokenizer
+from support.adapters import registered, trained
 from support.models import events, examples, make_job, model, run
-
-
-def trained(root: Path, base: Path, **request: Any) -> Path:
-    """The final folder of a short training."""
-    job, folder = make_job(root, base=base, **{"rows": examples(8), "training_duration": "4ba", **request})
-    assert run(job, folder)
-    return folder.final
 
 
 def architecture_of(folder: Path) -> tuple[list[str], set[str]]:
@@ -41,7 +35,7 @@ def architecture_of(folder: Path) -> tuple[list[str], set[str]]:
 
 def test_an_adapter_chats_and_generates_on_its_base_the_same_with_the_same_seed(tmp_path: Path) -> None:
     base = model("llama", tmp_path / "base")
-    tuned = open_model(trained(tmp_path, base, method="lora"), base_path=base, device="cpu")
+    tuned = open_model(trained(tmp_path, base), base_path=base, device="cpu")
     assert tuned.generate("abc", max_new_tokens=5) == tuned.generate("abc", max_new_tokens=5)
     sampled = {tuned.chat("abc", max_new_tokens=20, temperature=1.0, seed=seed) for seed in (1, 1, 2)}
     assert len(sampled) == 2
@@ -50,7 +44,7 @@ def test_an_adapter_chats_and_generates_on_its_base_the_same_with_the_same_seed(
 
 
 def test_sampling_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None:
-    tuned = open_model(trained(tmp_path, model("llama", tmp_path / "base")), device="cpu")
+    tuned = open_model(trained(tmp_path, model("llama", tmp_path / "base"), method="full"), device="cpu")
     torch.manual_seed(1)
     expected = torch.rand(1)
     torch.manual_seed(1)
@@ -63,7 +57,7 @@ def test_a_merged_export_is_loaded_by_transformers_alone_and_computes_the_same(
     tmp_path: Path, family: str, tied: bool
 ) -> None:
     base = model(family, tmp_path / "base", tied=tied)
-    adapter = trained(tmp_path, base, method="lora", learning_rate=1e-2)
+    adapter = trained(tmp_path, base)
     out = export(adapter, base, tmp_path / "out", merge=True)
     ids = torch.randint(0, 259, (1, 20))
     with torch.no_grad():
@@ -85,7 +79,7 @@ def test_a_merged_export_is_loaded_by_transformers_alone_and_computes_the_same(
 @pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
 def test_trap_27_an_adapter_on_one_of_two_tied_layers_survives_merging(tmp_path: Path, target: str) -> None:
     base = model("llama", tmp_path / "base", tied=True)
-    adapter = trained(tmp_path, base, method="lora", learning_rate=1e-2, lora={"target_modules": [target, "q_proj"]})
+    adapter = trained(tmp_path, base, lora={"target_modules": [target, "q_proj"]})
     out = export(adapter, base, tmp_path / "out", merge=True)
     ids = torch.randint(0, 259, (1, 20))
     with torch.no_grad():
@@ -96,7 +90,7 @@ def test_trap_27_an_adapter_on_one_of_two_tied_layers_survives_merging(tmp_path:
 
 def test_a_merge_that_changes_the_logits_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = model("llama", tmp_path / "base")
-    adapter = trained(tmp_path, base, method="lora")
+    adapter = trained(tmp_path, base)
     monkeypatch.setattr(export_module, "_MOST_DIVERGENCE", -1.0)
     with pytest.raises(FMError, match="changed its logits"):
         export(adapter, base, tmp_path / "out", merge=True)
@@ -107,7 +101,7 @@ def test_files_that_hold_something_else_than_was_merged_are_not_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = model("llama", tmp_path / "base")
-    adapter = trained(tmp_path, base, method="lora", learning_rate=1e-2)
+    adapter = trained(tmp_path, base)
     monkeypatch.setattr(export_module, "load_causal_lm", lambda *_, **__: load_causal_lm(base))
     with pytest.raises(FMError, match=r"saving what .* changed its logits"):
         export(adapter, base, tmp_path / "out", merge=True)
@@ -130,7 +124,7 @@ def test_an_unmerged_export_warns_of_what_vllm_would_refuse(
     tmp_path: Path, request_: dict[str, Any], remark: str | None
 ) -> None:
     base = model("llama", tmp_path / "base")
-    adapter = trained(tmp_path, base, method="lora", **request_)
+    adapter = trained(tmp_path, base, **request_)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RequestWarning)
         export(adapter, base, tmp_path / "out", merge=False)
@@ -141,7 +135,7 @@ def test_an_unmerged_export_warns_of_what_vllm_would_refuse(
 
 def test_a_merge_leaves_the_standard_output_to_data(tmp_path: Path) -> None:
     base = model("llama", tmp_path / "base")
-    places = repr(str(trained(tmp_path, base, method="lora"))), repr(str(base)), repr(str(tmp_path / "out"))
+    places = repr(str(trained(tmp_path, base))), repr(str(base)), repr(str(tmp_path / "out"))
     code = "from pathlib import Path; from fm_local.models.export import export; export({}, {}, {}, merge=True)"
     command = [sys.executable, "-c", code.format(*(f"Path({place})" for place in places))]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -151,7 +145,7 @@ def test_a_merge_leaves_the_standard_output_to_data(tmp_path: Path) -> None:
 
 def test_an_unmerged_export_names_the_path_of_its_base(tmp_path: Path) -> None:
     base = model("llama", tmp_path / "base")
-    out = export(trained(tmp_path, base, method="lora"), base, tmp_path / "out", merge=False)
+    out = export(trained(tmp_path, base), base, tmp_path / "out", merge=False)
     assert read_manifest(out, verify=True)
     loaded = AutoModelForCausalLM.from_pretrained(out)
     assert any("lora" in name for name, _ in loaded.named_parameters())
@@ -166,13 +160,13 @@ def test_exporting_over_something_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_adapter_without_its_base_is_refused(tmp_path: Path) -> None:
-    adapter = trained(tmp_path, model("llama", tmp_path / "base"), method="lora")
+    adapter = trained(tmp_path, model("llama", tmp_path / "base"))
     with pytest.raises(RequestError, match="is an adapter of"):
         open_model(adapter)
 
 
 def test_an_adapter_on_another_base_is_refused(tmp_path: Path) -> None:
-    adapter = trained(tmp_path, model("llama", tmp_path / "base"), method="lora")
+    adapter = trained(tmp_path, model("llama", tmp_path / "base"))
     with pytest.raises(RequestError, match="does not fit"):
         open_model(adapter, base_path=model("gpt2", tmp_path / "other"))
 
@@ -223,24 +217,18 @@ def test_missing_weights_are_an_error_and_not_random_numbers(tmp_path: Path) -> 
 def test_custom_weights_replace_the_bases_and_must_fit(tmp_path: Path) -> None:
     base, other = model("llama", tmp_path / "base"), model("llama", tmp_path / "other", seed=8)
     weights = other / "model.safetensors"
-    first = trained(tmp_path / "a", base, custom_weights_path=str(weights), learning_rate=1e-9)
+    first = trained(tmp_path / "a", base, method="full", custom_weights_path=str(weights), learning_rate=1e-9)
     ours, theirs = load_file(first / "model.safetensors"), load_file(weights)
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
     wrong = model("qwen2", tmp_path / "wrong") / "model.safetensors"
     with pytest.raises(RequestError, match="custom_weights_path"):
-        trained(tmp_path / "b", base, custom_weights_path=str(wrong))
-
-
-def registered(adapter: Path, base: Path) -> ModelRef:
-    return ModelRef(
-        kind="registered", name="a.b.c/1", path=str(adapter), adapter_of=ModelRef(kind="path", name="b", path=str(base))
-    )
+        trained(tmp_path / "b", base, method="full", custom_weights_path=str(wrong))
 
 
 def test_lora_on_a_registered_adapter_goes_on_from_its_weights(tmp_path: Path) -> None:
     base = model("llama", tmp_path / "base")
-    first = trained(tmp_path / "a", base, method="lora", learning_rate=1e-2)
-    again = trained(tmp_path / "b", registered(first, base), method="lora", learning_rate=1e-9)  # type: ignore[arg-type]
+    first = trained(tmp_path / "a", base)
+    again = trained(tmp_path / "b", registered(first, base), learning_rate=1e-9)
     config = json.loads((again / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "b"
     one, two = load_file(first / "adapter_model.safetensors"), load_file(again / "adapter_model.safetensors")
@@ -250,9 +238,9 @@ def test_lora_on_a_registered_adapter_goes_on_from_its_weights(tmp_path: Path) -
 @pytest.mark.parametrize("request_", [{"lora": {"rank": 4}}, {"lora": {"alpha": 8}}, {"method": "full"}])
 def test_an_adapter_of_another_shape_has_to_be_merged_first(tmp_path: Path, request_: dict[str, Any]) -> None:
     base = model("llama", tmp_path / "base")
-    first = trained(tmp_path / "a", base, method="lora")
+    first = trained(tmp_path / "a", base)
     with pytest.raises(RequestError, match="merge"):
-        trained(tmp_path / "b", registered(first, base), **{"method": "lora", **request_})  # type: ignore[arg-type]
+        trained(tmp_path / "b", registered(first, base), **request_)
 
 
 def test_a_preset_is_trained_from_random_weights_and_reopens_with_its_tokenizer(tmp_path: Path) -> None:
@@ -262,7 +250,7 @@ def test_a_preset_is_trained_from_random_weights_and_reopens_with_its_tokenizer(
     assert events(folder, "MODEL_INITIALIZED")[0]["learning_rate"] == 3e-3
     assert open_model(folder.final, device="cpu").generate("abc", max_new_tokens=3) is not None
     with pytest.raises(RequestError, match="random weights"):
-        trained(tmp_path / "lora", preset, method="lora")  # type: ignore[arg-type]
+        trained(tmp_path / "lora", preset)
 
 
 def test_opening_a_model_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

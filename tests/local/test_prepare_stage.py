@@ -3,70 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fm.data import check, locate
-from fm.job import EXIT_DISK_FULL, EXIT_FAILED, EXIT_STOPPED, Job
-from fm.layout import StageFolder, Storage
+from fm.data import locate
+from fm.job import EXIT_FAILED
+from fm.layout import Storage
 from fm.request import TrainRequest
 from fm.types import ModelRef
 from fm_local.models.tokenizer import load_tokenizer
 from fm_local.prepare.preview import preview
-from fm_local.prepare.shards import ShardWriter, TokenDataset, digest_of, making
+from fm_local.prepare.shards import ShardWriter, TokenDataset, making
+from support.check_stage import NANO, run, shards, stage, start
 from support.data import chat, many_chats, write_jsonl
-
-NANO = ModelRef(kind="preset", name="fm/nano-llama")
-
-
-def stage(
-    tmp_path: Path, data: Path, *, model: ModelRef = NANO, held_out: Path | None = None, **request: Any
-) -> StageFolder:
-    """A check stage's folder with its job, as an agent makes it."""
-    asked = TrainRequest.build({"model": model.name, "train_data_path": str(data), **request})
-    folder = StageFolder(tmp_path / "storage" / "runs" / f"run-{time.monotonic_ns()}" / "check")
-    refs = [check(locate(str(path), field="x"), asked.task_type) if path else None for path in (data, held_out)]
-    Job(
-        stage="check",
-        run_id="run-1",
-        run_name="one",
-        attempt=0,
-        request=asked,
-        model=model,
-        train_data=refs[0],
-        eval_data=refs[1],
-        storage_root=str(tmp_path / "storage"),
-        started_at=datetime.now(UTC),
-    ).write(folder)
-    return folder
-
-
-def start(folder: StageFolder, **options: Any) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "fm_local.prepare", str(folder.path)]
-    with folder.log.open("ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, **options)
-
-
-def run(folder: StageFolder, **options: Any) -> tuple[int, dict[str, Any]]:
-    """The exit code, and the last event."""
-    code = start(folder, **options).wait(60)
-    lines = folder.events.read_text().splitlines()
-    return code, json.loads(lines[-1]) if lines else {}
-
-
-def shards(tmp_path: Path) -> set[str]:
-    folder = tmp_path / "storage" / "shards"
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def test_a_passed_check_hands_over_all_that_training_needs(tmp_path: Path) -> None:
@@ -177,56 +131,6 @@ def test_an_unexpected_error_is_reported_with_its_traceback_in_the_log(tmp_path:
     assert "Traceback" in folder.log.read_text()
 
 
-def test_a_full_disk_has_an_exit_code_of_its_own_and_leaves_nothing(tmp_path: Path) -> None:
-    folder = stage(tmp_path, many_chats(tmp_path / "a.jsonl", 50))
-    wrapper = (
-        "import errno, os, runpy, sys\n"
-        "import fm.files\n"
-        "def full(*_): raise OSError(errno.ENOSPC, 'No space left on device')\n"
-        "os.fsync = full\n"
-        "sys.argv = ['prepare', sys.argv[1]]\n"
-        "runpy.run_module('fm_local.prepare', run_name='__main__')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", wrapper, str(folder.path)], capture_output=True, timeout=60)
-    assert done.returncode == EXIT_DISK_FULL, done.stderr.decode()
-    assert b"no space left" in done.stdout.lower() + done.stderr.lower()
-    assert not shards(tmp_path)
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + 30
-    while not condition():
-        assert process.poll() is None and time.monotonic() < until
-        time.sleep(0.005)
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_check_that_is_ended_midway_leaves_no_half_shard_and_the_next_one_passes(tmp_path: Path, how: int) -> None:
-    data = many_chats(tmp_path / "a.jsonl", 20_000)
-    folder = stage(tmp_path, data)
-    process = start(folder)
-    wait_for(lambda: any((tmp_path / "storage" / "shards").glob(".*/ids.bin")), process)
-    process.send_signal(how)
-    code = process.wait(60)
-    assert code == (EXIT_STOPPED if how == signal.SIGTERM else -signal.SIGKILL)
-    finished = {name for name in shards(tmp_path) if not name.startswith(".")}
-    assert len(finished) == 1  # the tokenizer
-    if how == signal.SIGTERM:
-        assert shards(tmp_path) == finished
-    code, event = run(stage(tmp_path, data))
-    assert code == 0 and event["data"]["counts"]["examples"] == 20_000
-
-
-def test_two_checks_of_the_same_data_at_once_both_pass(tmp_path: Path) -> None:
-    data = many_chats(tmp_path / "a.jsonl", 2000)
-    folders = [stage(tmp_path, data), stage(tmp_path, data)]
-    processes = [start(folder) for folder in folders]
-    assert [process.wait(60) for process in processes] == [0, 0], [folder.log.read_text() for folder in folders]
-    events = [json.loads(folder.events.read_text().splitlines()[-1]) for folder in folders]
-    assert events[0]["data"] == events[1]["data"]
-    assert len(shards(tmp_path)) == 2 and not any(name.startswith(".") for name in shards(tmp_path))
-
-
 def test_the_check_starts_without_torch(tmp_path: Path) -> None:
     folder = stage(tmp_path, many_chats(tmp_path / "a.jsonl", 5))
     code = (
@@ -237,46 +141,6 @@ def test_the_check_starts_without_torch(tmp_path: Path) -> None:
         "assert sys.modules['torch'] is None and 'transformers' in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code, str(folder.path)], check=True, timeout=60)
-
-
-def test_a_large_file_is_tokenised_in_bounded_memory(tmp_path: Path) -> None:
-    # A tokenizer that is there already, since training one takes more than using it.
-    run(stage(tmp_path, lines_without_a_gap(tmp_path / "a.txt", 800), task_type="CONTINUED_PRETRAIN"))
-    [tokenizer] = (tmp_path / "storage" / "shards").glob("*/tokenizer.json")
-    model = ModelRef(kind="path", name=str(tokenizer.parent), path=str(tokenizer.parent))
-    peaks = []
-    for rows in (800, 160_000):
-        data = lines_without_a_gap(tmp_path / f"{rows}.txt", rows)
-        folder = stage(tmp_path, data, model=model, task_type="CONTINUED_PRETRAIN", context_length=512)
-        # Of this process alone: RUSAGE_CHILDREN remembers the largest of all that the tests have started.
-        _, status, usage = os.wait4(start(folder).pid, 0)
-        assert os.waitstatus_to_exitcode(status) == 0, folder.log.read_text()
-        peaks.append(usage.ru_maxrss)
-    # The 2,800,000 tokens as the tokenizer gives them, 150 bytes each, would be 420 MB.
-    assert peaks[1] - peaks[0] < 300_000
-
-
-def lines_without_a_gap(path: Path, rows: int) -> Path:
-    path.write_text("".join(f"line {row} of a long text that has no blank line in it\n" for row in range(rows)))
-    return path
-
-
-def test_a_shard_that_lost_a_file_is_made_again(tmp_path: Path) -> None:
-    data = many_chats(tmp_path / "a.jsonl", 50)
-    _, event = run(stage(tmp_path, data))
-    shard = tmp_path / "storage" / "shards" / event["data"]["train"]["shard"]
-    os.truncate(shard / "ids.bin", 10)
-    code, again = run(stage(tmp_path, data))
-    assert code == 0 and again["data"] == event["data"]
-    assert len(TokenDataset.open(shard)) == 50
-
-
-def test_a_failed_making_leaves_nothing(tmp_path: Path) -> None:
-    storage = Storage(tmp_path)
-    with pytest.raises(RuntimeError), making(storage, digest_of(kind="x")) as folder:
-        ShardWriter(folder, vocabulary=10, masked=True).write([(np.array([1, 2]), b"\0\1")])
-        raise RuntimeError
-    assert list(storage.shards.iterdir()) == []
 
 
 @pytest.mark.parametrize(("vocabulary", "dtype"), [(1 << 16, "uint16"), ((1 << 16) + 1, "uint32")])

@@ -10,106 +10,32 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from tokenizers import normalizers, pre_tokenizers
 
-from fm.data import Chat, Example, Instruction, Text
+from fm.data import Instruction, Text
 from fm.errors import RequestError, Unsupported
-from fm.request import TaskType
 from fm_local.models.tokenizer import PRESET_TEMPLATE, ChatTemplate, chat_template_of, load_tokenizer, stop_token_ids
-from fm_local.prepare.encoding import PIECE, Encoded, Encoder
+from fm_local.prepare.encoding import PIECE
 from fm_local.prepare.offsets import ByteWidths, bounds_by_offsets
-from fm_local.prepare.rendering import Rendered, Renderer
+from fm_local.prepare.rendering import Rendered
 from support.data import chat
-
-CHAT, INSTRUCTION, TEXT = TaskType.CHAT_COMPLETION, TaskType.INSTRUCTION_FINETUNE, TaskType.CONTINUED_PRETRAIN
-CORPUS = ["hello world\n\nhow are you? I am fine.\n", "user\nassistant\nsystem\n The answer is 42. 日本語 ✓ naïve"] * 20
-
-LLAMA2 = (
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
-    "{% elif m.role == 'assistant' %} {{ m.content | trim }} {{ eos_token }}"
-    "{% else %}{{ raise_exception('no system message') }}{% endif %}{% endfor %}"
+from support.templates import (
+    BARE,
+    CHAT,
+    INSTRUCTION,
+    LLAMA2,
+    LLAMA3,
+    QWEN3,
+    TEMPLATES,
+    TEXT,
+    encode,
+    small_tokenizer,
+    spans,
 )
-LLAMA3 = (
-    "{{ bos_token }}{% for m in messages %}"
-    "{{ '<|im_start|>' + m['role'] + '\n\n' + m['content'] | trim + '<|im_end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
-)
-QWEN3 = (
-    "{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n"
-    "{% if loop.last %}{{ m.content }}{% else %}{{ m.content.split('</think>')[-1] }}{% endif %}<|im_end|>\n"
-    "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-BARE = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
-BARE += "{% if add_generation_prompt %}assistant: {% endif %}"
-TEMPLATES = {"preset": PRESET_TEMPLATE, "fallback": None, "llama2": LLAMA2, "llama3": LLAMA3, "bare": BARE}
-
-
-def make(
-    template: str | None = PRESET_TEMPLATE, *, bos: bool = False, metaspace: bool = False, eos: bool = True
-) -> Any:
-    """A small BPE tokenizer; `bos` adds one as Llama's do; `metaspace` is of SentencePiece's kind."""
-    inner = Tokenizer(models.BPE(unk_token="<unk>" if metaspace else None))
-    if metaspace:
-        inner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        alphabet: list[str] = []
-    else:
-        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        inner.decoder = decoders.ByteLevel()
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<unk>"]
-    inner.train_from_iterator(
-        CORPUS,
-        trainers.BpeTrainer(vocab_size=420, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
-    )
-    if bos:
-        inner.post_processor = processors.TemplateProcessing(
-            "<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))]
-        )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        bos_token="<s>",
-        eos_token="</s>" if eos else None,
-        pad_token="</s>" if eos else None,
-        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
-        clean_up_tokenization_spaces=False,
-    )
-    tokenizer.chat_template = template
-    return tokenizer
-
-
-def encode(
-    tokenizer: Any,
-    example: Example | dict[str, Any],
-    task_type: TaskType = CHAT,
-    *,
-    train_on: Any = "last",
-    length: int = 4096,
-) -> Encoded:
-    if isinstance(example, dict):
-        example = Chat(example["messages"])
-    template = chat_template_of(tokenizer) if task_type is CHAT else None
-    rendered = Renderer(ChatTemplate(template or "", tokenizer.special_tokens_map), train_on).render([example])
-    encoder = Encoder(tokenizer, task_type, template=template, context_length=length)
-    return encoder.finish(rendered[0], encoder.encode(rendered)[0])
-
-
-def spans(tokenizer: Any, encoded: Encoded) -> list[str]:
-    """The decoded trained stretches of a single row."""
-    [(ids, mask)] = encoded.rows
-    texts, current = [], []
-    for token, trained in zip([*ids.tolist(), None], [*mask, 0], strict=True):
-        if trained:
-            current.append(token)
-        elif current:
-            texts.append(tokenizer.decode(current))
-            current = []
-    return texts
 
 
 def test_trap_8_an_end_that_is_also_the_padding_is_still_trained() -> None:
-    tokenizer = make(None)
+    tokenizer = small_tokenizer(None)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     [(ids, mask)] = encode(tokenizer, chat("hello", "world")).rows
     assert ids[-1] == tokenizer.eos_token_id and mask[-1] == 1
@@ -118,7 +44,7 @@ def test_trap_8_an_end_that_is_also_the_padding_is_still_trained() -> None:
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 @pytest.mark.parametrize("bos", [False, True])
 def test_trap_9_every_finished_example_ends_in_a_trained_terminator(template: str | None, bos: bool) -> None:
-    tokenizer = make(template, bos=bos)
+    tokenizer = small_tokenizer(template, bos=bos)
     stops = stop_token_ids(tokenizer, chat_template_of(tokenizer))
     examples = [
         (CHAT, chat("hello", "world")),
@@ -133,7 +59,7 @@ def test_trap_9_every_finished_example_ends_in_a_trained_terminator(template: st
 
 
 def test_trap_10_a_truncated_row_is_counted_and_not_given_an_end() -> None:
-    tokenizer = make()
+    tokenizer = small_tokenizer()
     whole = encode(tokenizer, chat("hello", "how are you? " * 20))
     cut = encode(tokenizer, chat("hello", "how are you? " * 20), length=20)
     assert cut.truncated and not whole.truncated
@@ -143,17 +69,18 @@ def test_trap_10_a_truncated_row_is_counted_and_not_given_an_end() -> None:
 
 
 def test_trap_11_what_ends_a_turn_of_the_template_stops_generation() -> None:
-    end = make().convert_tokens_to_ids("<|im_end|>")
-    assert stop_token_ids(make(), PRESET_TEMPLATE) == [make().eos_token_id, end]
-    assert stop_token_ids(make(LLAMA3), LLAMA3) == [make().eos_token_id, end]
+    tokenizer = small_tokenizer()
+    sequence, turn = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert stop_token_ids(tokenizer, PRESET_TEMPLATE) == [sequence, turn]
+    assert stop_token_ids(small_tokenizer(LLAMA3), LLAMA3) == [sequence, turn]
     # The fallback ends a turn with the tokenizer's own end of sequence.
-    assert stop_token_ids(make(None), chat_template_of(make(None))) == [make().eos_token_id]
-    assert stop_token_ids(make(BARE), BARE) == [make().eos_token_id]
+    assert stop_token_ids(small_tokenizer(None), chat_template_of(small_tokenizer(None))) == [sequence]
+    assert stop_token_ids(small_tokenizer(BARE), BARE) == [sequence]
 
 
 @pytest.mark.parametrize("template", [None, LLAMA2, LLAMA3], ids=["fallback", "llama2", "llama3"])
 def test_trap_12_exactly_one_beginning_of_sequence_in_training_and_generation(template: str | None) -> None:
-    tokenizer = make(template, bos=True)
+    tokenizer = small_tokenizer(template, bos=True)
     [(ids, _)] = encode(tokenizer, chat("hello", "world", "how", "fine"), train_on="all").rows
     assert ids.tolist().count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
     text = ChatTemplate(chat_template_of(tokenizer), tokenizer.special_tokens_map).render(
@@ -167,7 +94,7 @@ def test_trap_12_exactly_one_beginning_of_sequence_in_training_and_generation(te
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
 def test_trap_13_a_template_without_generation_markers_still_trains_each_turn(template: str | None) -> None:
-    tokenizer = make(template)
+    tokenizer = small_tokenizer(template)
     assert "generation %}" not in chat_template_of(tokenizer)
     assert len(spans(tokenizer, encode(tokenizer, chat("a", "b", "c", "d", "e", "f"), train_on="all"))) == 3
     assert len(spans(tokenizer, encode(tokenizer, chat("a", "b", "c", "d", "e", "f")))) == 1
@@ -197,11 +124,11 @@ def test_trap_14_trained_spans_are_the_answers_and_their_terminators(
         assert text == want or (want[0].isspace() and text == "\n" + want)
 
 
-PRESET = make()
+PRESET = small_tokenizer()
 
 
 def test_trap_14_spans_are_right_with_a_tokenizer_of_sentencepiece_kind() -> None:
-    tokenizer = make(LLAMA2, bos=True, metaspace=True)
+    tokenizer = small_tokenizer(LLAMA2, bos=True, metaspace=True)
     got = spans(tokenizer, encode(tokenizer, chat("hello", "world is fine", "you", "answer"), train_on="all"))
     assert [text.replace("▁", " ").replace(" ", "") for text in got] == ["worldisfine</s>", "answer</s>"]
 
@@ -209,13 +136,13 @@ def test_trap_14_spans_are_right_with_a_tokenizer_of_sentencepiece_kind() -> Non
 @pytest.mark.parametrize("template", [LLAMA2, LLAMA3, BARE], ids=["llama2", "llama3", "bare"])
 @pytest.mark.parametrize("answer", ["plain", "  outer space  ", "日本語 ✓"])
 def test_trap_14_spans_are_right_for_templates_that_trim(template: str, answer: str) -> None:
-    tokenizer = make(template)
+    tokenizer = small_tokenizer(template)
     got = spans(tokenizer, encode(tokenizer, chat("hello", answer, "you", answer), train_on="all"))
     assert len(got) == 2 and all(answer.strip() in text and "you" not in text for text in got)
 
 
 def test_trap_15_a_template_that_rewrites_earlier_turns_is_refused_where_it_matters() -> None:
-    tokenizer = make(QWEN3)
+    tokenizer = small_tokenizer(QWEN3)
     thoughts = chat("hello", "<think>x</think>world", "you", "<think>y</think>fine")
     with pytest.raises(Unsupported, match="rewrites earlier turns"):
         encode(tokenizer, thoughts, train_on="all")
@@ -292,20 +219,20 @@ def test_widths_of_tokens_say_the_same_as_the_tokenizers_own_offsets(
 
 
 def test_tokens_that_are_not_bytes_of_the_text_have_no_widths() -> None:
-    assert ByteWidths.of(make(metaspace=True)) is None
-    spaced = make()
+    assert ByteWidths.of(small_tokenizer(metaspace=True)) is None
+    spaced = small_tokenizer()
     spaced.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     assert ByteWidths.of(spaced) is None
 
 
 def test_trap_17_a_row_whose_labels_were_all_cut_away_is_dropped() -> None:
-    tokenizer = make()
+    tokenizer = small_tokenizer()
     assert encode(tokenizer, chat("how are you? " * 20, "fine"), length=16).rows == []
     assert encode(tokenizer, Instruction("how are you? " * 20, "fine"), INSTRUCTION, length=16).rows == []
 
 
 def test_a_long_document_is_split_without_losing_a_token_and_no_piece_is_untrainable() -> None:
-    tokenizer = make()
+    tokenizer = small_tokenizer()
     for length, text in [(16, "hello world " * 30), (16, "a" * 15), (16, "a" * 16), (8, "x y z\n" * 40_000)]:
         encoded = encode(tokenizer, Text(text), TEXT, length=length)
         ids = np.concatenate([row[0] for row in encoded.rows]).tolist()
@@ -314,14 +241,14 @@ def test_a_long_document_is_split_without_losing_a_token_and_no_piece_is_untrain
 
 
 def test_a_document_cut_for_the_tokenizer_has_the_tokens_of_the_whole() -> None:
-    tokenizer = make()
+    tokenizer = small_tokenizer()
     text = "how are you?\nI am fine.\n" * (PIECE // 8)
     [(ids, _)] = encode(tokenizer, Text(text), TEXT, length=10**7).rows
     assert ids.tolist()[:-1] == tokenizer.encode(text, add_special_tokens=False)
 
 
 def test_a_tokenizer_without_an_end_of_sequence_is_refused(tmp_path: Path) -> None:
-    make(eos=False).save_pretrained(tmp_path)
+    small_tokenizer(eos=False).save_pretrained(tmp_path)
     with pytest.raises(RequestError, match="no end-of-sequence token"):
         load_tokenizer(tmp_path)
 
@@ -348,6 +275,6 @@ def test_a_composed_text_is_what_jinja_would_render(bos: bool, contents: list[st
             assert composed and composed[0] == template.render(messages)
 
 
-COMPOSING = make()
+COMPOSING = small_tokenizer()
 COMPOSING.backend_tokenizer.normalizer = normalizers.NFC()
-PLAIN, BOS = make(None), make(None, bos=True)
+PLAIN, BOS = small_tokenizer(None), small_tokenizer(None, bos=True)

@@ -9,16 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from fm.errors import Unsupported
 from fm_local.trainer import attention, packing
-from fm_local.trainer.batching import collate, collate_packed, lay_in_row, micro_batches, rank_share
+from fm_local.trainer.batching import collate, collate_packed, lay_in_row, micro_batches
 from fm_local.trainer.loss import TokenLoss
-from fm_local.trainer.packing import best_fit, pack, pack_side_by_side, why_not_isolated
+from fm_local.trainer.packing import pack, why_not_isolated
 from fm_local.trainer.short_attention import SHORT
 from support.families import ATTENTION, FAMILIES, save
 from support.models import Example, Rows, events, examples, lines, make_job, model, run
@@ -192,44 +190,6 @@ def test_trap_20_auto_goes_back_to_padded_rows_with_a_warning(
     assert loss.language_model.config._attn_implementation == before
 
 
-SIZES = st.lists(st.integers(2, 300), min_size=1, max_size=200).map(np.array)
-
-
-@given(lengths=SIZES, max_tokens=st.integers(1, 600))
-def test_trap_21_packing_keeps_every_token_and_splits_no_conversation(lengths: np.ndarray, max_tokens: int) -> None:
-    chosen = np.arange(len(lengths))[::-1]
-    groups = pack(chosen, lengths, max_tokens)
-    assert sorted(np.concatenate(groups)) == list(range(len(lengths)))
-    assert all(len(group) == 1 or (lengths[group] - 1).sum() <= max_tokens for group in groups)
-    rows: list[Example] = [([n] * int(length), [True] * int(length)) for n, length in enumerate(lengths)]
-    kept = np.concatenate(
-        [collate_packed(Rows(rows), group).ids[0, : (lengths[group] - 1).sum()].numpy() for group in groups]
-    )
-    assert np.array_equal(np.bincount(kept), lengths - 1)
-
-
-@given(lengths=SIZES, lanes=st.integers(1, 5), room=st.integers(1, 20))
-def test_rows_side_by_side_are_about_as_long_as_each_other_and_fit_together(
-    lengths: np.ndarray, lanes: int, room: int
-) -> None:
-    chosen, max_tokens = np.arange(len(lengths))[::-1], lanes * int(lengths.max()) + 50 * room
-    rows = pack_side_by_side(chosen, lengths, lanes, max_tokens)
-    assert sorted(np.concatenate(rows)) == list(range(len(lengths)))
-    tokens = sorted(lengths[row].sum() for row in rows)
-    assert sum(tokens[-lanes:]) <= max_tokens
-    assert len(rows) >= min(lanes, len(lengths))
-    if len(rows) < len(lengths):
-        assert tokens[-1] - tokens[0] <= lengths.max()
-
-
-@given(lengths=SIZES, world=st.integers(1, 5))
-def test_shares_of_a_step_have_about_as_many_tokens(lengths: np.ndarray, world: int) -> None:
-    shares = [rank_share(np.arange(len(lengths))[::-1], lengths, rank, world) for rank in range(world)]
-    assert sorted(np.concatenate(shares)) == list(range(len(lengths)))
-    tokens = [lengths[share].sum() for share in shares]
-    assert max(tokens) - min(tokens) <= lengths.max()
-
-
 def test_examples_are_packed_on_a_cpu_as_well_and_never_where_the_model_mixes_them(tmp_path: Path) -> None:
     for family, attend in (("llama", attention.BY_DOCUMENT), ("mamba", None)):
         job, folder = make_job(
@@ -240,19 +200,6 @@ def test_examples_are_packed_on_a_cpu_as_well_and_never_where_the_model_mixes_th
         said = events(folder, "MODEL_INITIALIZED")[0]
         assert said["packed"] is bool(attend)
         assert attend is None or said["attention"] == attend
-
-
-@given(sizes=st.lists(st.integers(1, 60), min_size=1, max_size=60).map(np.array))
-def test_best_fit_puts_each_where_it_leaves_the_least_space(sizes: np.ndarray) -> None:
-    space: list[int] = []
-    for size in sorted(sizes, reverse=True):
-        fitting = [left for left in space if left >= size]
-        if fitting:
-            space[space.index(min(fitting))] -= size
-        else:
-            space.append(50 - size)
-    bins = best_fit(sizes, 50)
-    assert sorted(50 - sizes[chosen].sum() for chosen in bins) == sorted(space)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

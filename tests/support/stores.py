@@ -11,8 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from fm.backends.base import NewRun
+from fm.lifecycle import EventType
 from fm.request import TrainRequest
-from fm.types import DataRef, ModelRef
+from fm.store.leases import Lease
+from fm.store.store import RunStore
+from fm.types import DataRef, Event, ModelRef, Principal, RunRecord
+
+WHO = Principal(user="ada", team="red")
 
 
 @contextmanager
@@ -70,3 +75,19 @@ def new_run(**request: Any) -> NewRun:
 def moment(seconds: float = 0.0) -> datetime:
     """A fixed moment, and `seconds` after it."""
     return datetime.fromtimestamp(1_800_000_000 + seconds, UTC)
+
+
+def create(store: RunStore, key: str = "k", **request: object) -> RunRecord:
+    """A queued run of `WHO`."""
+    return store.create(new_run(**request), key, WHO)
+
+
+def claim(store: RunStore, agent: str = "agent-1", host: str = "host-1") -> tuple[RunRecord, Lease]:
+    """The run whose turn it is, by an agent with eight free devices."""
+    claimed = store.claim(agent, host, free=8, total=8)
+    assert claimed is not None
+    return claimed
+
+
+def happened(kind: EventType, **values: object) -> Event:
+    return Event.model_validate({"type": kind, "time": moment(), "message": kind.value, **values})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import re
 import traceback
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -21,18 +20,6 @@ from fm.types import Principal
 from support.stores import moment
 
 ROOT = Principal(user="root")
-
-
-@pytest.fixture
-def clock() -> SimulatedClock:
-    return SimulatedClock(moment())
-
-
-@pytest.fixture
-def store(store_url: str, clock: SimulatedClock) -> Iterator[RunStore]:
-    store = RunStore(store_url, clock)
-    yield store
-    store.close()
 
 
 @pytest.fixture

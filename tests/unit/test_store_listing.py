@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from sqlalchemy import update
 
@@ -16,13 +14,6 @@ from fm.types import Event, Principal
 from support.stores import moment, new_run
 
 NAMES = ("a-1", "a-2", "b_1", "bx1", "A-3", "a-4", "a-21")
-
-
-@pytest.fixture
-def store(store_url: str) -> Iterator[RunStore]:
-    store = RunStore(store_url)
-    yield store
-    store.close()
 
 
 @pytest.fixture
