@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 from fm.data import Chat
 from fm.errors import RequestError, Unsupported
-from fm.request import TaskType
-from fm_local.models.tokenizer import ChatTemplate, chat_template_of, stop_token_ids
-from fm_local.prepare.encoding import Encoder
-from fm_local.prepare.rendering import Renderer
+from fm_local.models.tokenizer import stop_token_ids
 from support.data import chat
 from support.models import END, EOS, byte_tokenizer
+from support.templates import encode, spans
 
 # ruff: noqa: E501 - the templates' own lines
 GEMMA = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
@@ -87,20 +84,8 @@ CALLING: list[dict[str, Any]] = [
 
 def trained(template: str, example: Chat | dict[str, Any], train_on: Any = "all") -> list[str]:
     """The decoded trained stretches."""
-    tokenizer: PreTrainedTokenizerFast = byte_tokenizer(template)
-    wanted = example if isinstance(example, Chat) else Chat(example["messages"])
-    source = chat_template_of(tokenizer)
-    [rendered] = Renderer(ChatTemplate(source, tokenizer.special_tokens_map), train_on).render([wanted])
-    encoder = Encoder(tokenizer, TaskType.CHAT_COMPLETION, template=source, context_length=4096)
-    [(ids, mask)] = encoder.finish(rendered, encoder.encode([rendered])[0]).rows
-    texts, current = [], []
-    for token, is_trained in zip([*ids.tolist(), None], [*mask, 0], strict=True):
-        if is_trained:
-            current.append(token)
-        elif current:
-            texts.append(tokenizer.decode(current))
-            current = []
-    return texts
+    tokenizer = byte_tokenizer(template)
+    return spans(tokenizer, encode(tokenizer, example, train_on=train_on))
 
 
 

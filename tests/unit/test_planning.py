@@ -14,7 +14,6 @@ from fm import examine, planning
 from fm.planning import parameters_of, parse_bytes
 from fm.plans import Memory, Plan, PlanOption
 from fm.request import TrainRequest
-from support.rows import chats
 
 
 def model_of(folder: Path, parameters: int) -> Path:
@@ -40,11 +39,6 @@ def plan_of(need: int, device_memory: int, processes: int = 1) -> Plan:
         processes=processes, micro_batch=(1, 8), most_rows=1, options=(option,), examples=1, tokens_per_epoch=1,
         steps=None, tokens=None, tokens_per_second=None, seconds=3600.0, cost=None, assumptions=(), advice=(),
     )
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    return chats(tmp_path / "train.jsonl")
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from fm.errors import NotFound
 from fm.lifecycle import EventType, Status
 from fm.store.schema import runs
 from fm.store.store import RunStore
-from fm.types import Event, Principal
-from support.stores import moment, new_run
+from fm.types import Principal
+from support.stores import happened, new_run
 
 NAMES = ("a-1", "a-2", "b_1", "bx1", "A-3", "a-4", "a-21")
 
@@ -24,7 +24,7 @@ def made(store: RunStore) -> list[str]:
         who = Principal(user=("ada", "bob")[number % 2])
         run = store.create(new_run(name=name), name, who)
         if number % 3 == 0:
-            store.cancel(who, run.id, Event(type=EventType.CANCEL_REQUESTED, time=moment(), message="enough"))
+            store.cancel(who, run.id, happened(EventType.CANCEL_REQUESTED))
         ids.append(run.id)
     with store.database.write() as connection:
         for number, run_id in enumerate(ids):

@@ -19,7 +19,7 @@ from fm.store.leases import Lease
 from fm.store.store import RunStore
 from fm.types import Event, Principal, RunRecord
 from support.bench import Bench
-from support.stores import moment, new_run
+from support.stores import happened, moment, new_run
 
 ROOT = Principal(user="root")
 
@@ -50,7 +50,7 @@ class Queue:
         return claimed[0].team if claimed else ""
 
     def end(self, lease: Lease) -> None:
-        self.store.complete(lease, Event(type=EventType.COMPLETED, time=moment(), message="done"), None)
+        self.store.complete(lease, happened(EventType.COMPLETED), None)
 
     def reason(self, run: RunRecord) -> str:
         [listed] = [found for found in self.store.list(run.team, RunFilter()) if found.id == run.id]
