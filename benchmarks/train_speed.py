@@ -10,6 +10,9 @@ speed drifts is as fast for the one as for the other; each turn has a seed of it
 examples. Counted are real tokens (no padding) per second from the end of the second step to the end of the last, and
 the most memory up to there. The trained weights are then judged on held-out rows by one program that knows none of the
 trainers. A ratio is the median of the ratios of the turns. The losses are drawn in docs/loss-curves.png.
+
+Figures and trials go to a folder of the machine's own under benchmarks/results/: which options are TRL's best, and how
+far ours are from them, depends on the processor.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "examples")]
 from training import report
 from training.clock import Result
 from training.lab import PEERS, Contender, Lab
-from training.machine import described
+from training.machine import described, folder_name
 from training.search import best, hf_grouped, search_bare, search_trl, trl_defaults
 from training.task import DATA, SIZES, precision_of
 
@@ -98,12 +101,13 @@ def main() -> None:
         parser.error(f"{PEERS} is missing; run: make peers")
     place = f"{options.device}-{options.size}".replace("cpu-cpu", "cpu")
     place += "-fp32" if precision_of(options.device) == "fp32" else ""
-    out = options.out or RESULTS / f"train_speed_{place}.json"
-    found_path = RESULTS / f"train_search_{place}.json"
+    results = RESULTS / folder_name(options.device)
+    out = options.out or results / f"train_speed_{place}.json"
+    found_path = results / f"train_search_{place}.json"
     cells = [(method, data) for method in options.methods for data in options.data]
     found = json.loads(found_path.read_text()) if found_path.exists() else {}
     unsearched = [(method, data) for method, data in cells if f"{method} {data}" not in found]
-    RESULTS.mkdir(exist_ok=True)
+    results.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         lab = Lab(Path(folder) / "lab", options.size, options.device, options.clock, tuple(options.data))
         search(lab, cells if options.search else unsearched, found_path)
@@ -124,7 +128,7 @@ def main() -> None:
             }
             out.write_text(json.dumps(figures, indent=1) + "\n")
             if place == "cpu":
-                report.plot(figures, HERE.parent / "docs" / "loss-curves.png")
+                report.plot(RESULTS.glob(f"*/train_speed_{place}.json"), HERE.parent / "docs" / "loss-curves.png")
     print(report.table(figures))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 from pathlib import Path
 
@@ -17,7 +18,6 @@ def described(device: str, precision: str) -> dict[str, str | int | float]:
     import torch
 
     cuda = device == "cuda"
-    name = torch.cuda.get_device_name() if cuda else _processor()
     size = _SIZE * (8 if cuda else 1)
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     one, other = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
@@ -31,7 +31,19 @@ def described(device: str, precision: str) -> dict[str, str | int | float]:
             torch.cuda.synchronize()
         took.append(time.perf_counter() - begin)
     torch.set_num_threads(threads)
-    return {"machine": name, "cores": os.cpu_count() or 1, "product_tflops": round(2 * size**3 / min(took) / 1e12, 3)}
+    tflops = 2 * size**3 / min(took) / 1e12
+    return {"machine": _name(device), "cores": os.cpu_count() or 1, "product_tflops": round(tflops, 3)}
+
+
+def folder_name(device: str) -> str:
+    """The processor's or the GPU's name as that of a folder."""
+    return re.sub("[^a-z0-9]+", "-", _name(device).lower()).strip("-")
+
+
+def _name(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if device == "cuda" else _processor()
 
 
 def _processor() -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +84,21 @@ def _ranged(values: dict[str, float] | None, form: str) -> str:
     return f"{values['median']:{form}} ({values['least']:{form}} to {values['greatest']:{form}})"
 
 
-def plot(figures: dict[str, Any], path: Path) -> None:
-    """Training loss by examples seen, a panel for each cell, for each contender the mean of the turns and of
-    `SMOOTHED` steps: a step's loss depends on how long its examples are."""
+def plot(results: Iterable[Path], path: Path) -> None:
+    """Training loss by examples seen, a panel for each cell of all files of `results`, for each contender the mean of
+    the turns and of `SMOOTHED` steps: a step's loss depends on how long its examples are."""
     import matplotlib
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 
-    columns = min(2, len(figures))
-    lines = -(-len(figures) // columns)
+    panels = [item for result in sorted(results) for item in json.loads(result.read_text()).items()]
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
     figure, axes = plt.subplots(lines, columns, squeeze=False, figsize=(5 * columns, 4 * lines), sharey="row")
-    for axis, (cell, entry) in zip(axes.flat, figures.items(), strict=False):
-        axis.set(title=cell, xlabel="examples", ylabel="loss (nats per token)")
+    for axis, (cell, entry) in zip(axes.flat, panels, strict=False):
+        axis.set_title(f"{cell}\n{entry['how']['machine']}", fontsize="medium")
+        axis.set(xlabel="examples", ylabel="loss (nats per token)")
         for name, contender in entry["contenders"].items():
             if "curve" not in contender:  # the bare loop learns nothing
                 continue
@@ -102,7 +106,7 @@ def plot(figures: dict[str, Any], path: Path) -> None:
             means = [statistics.mean(losses[max(0, end - SMOOTHED) : end]) for end in range(1, len(losses) + 1)]
             axis.plot(seen, means, label=name)
         axis.legend()
-    for axis in axes.flat[len(figures) :]:
+    for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
