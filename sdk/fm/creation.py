@@ -126,7 +126,7 @@ def prepare_again(record: RunRecord, backend: Backend) -> DryRun:
             verify(locate(data.path, field=parameter), data)
     return DryRun(
         record.request, record.model, record.train_data, record.eval_data, backend.name, record.launcher,
-        backend.machine or ThisMachine(backend), priority=record.priority,
+        backend.machine or ThisMachine(backend), allow_oversize=record.allow_oversize, priority=record.priority,
     )
 
 

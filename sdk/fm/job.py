@@ -63,6 +63,8 @@ class Job(BaseModel):
     """Indices of the accelerators that the agent gives to this run; empty where the machine has none."""
     resume_from: tuple[str, ...] = ()
     """Checkpoint folders to look through for the newest whole one; empty to start from the beginning."""
+    allow_oversize: bool = False
+    """Whether it is tried even if it certainly doesn't fit."""
     rank_facts: bool = False
     """Whether each process of the training writes what itself took and computed, for who wants to compare them."""
 

@@ -89,18 +89,31 @@ def refuse_oversize(prepared: DryRun) -> None:
     least = 0.0 if request.sharding == "full-offload" else share_of(least, request)
     if max(least, kept) <= memory / 8:
         return
-    need, what = least, "weights, gradients and optimiser states alone"
-    if least <= memory:
-        if not prepared.train_data.path:  # data that is not here yet can't be looked into
-            return
-        try:
-            plan = make_plan(prepared)
-        except (Unsupported, Unavailable, MissingExtra):
-            return
-        need, what = plan.requested.memory.reserved, f"a step with one example of {plan.micro_batch[1]:,} tokens"
-        if plan.fits or need / _CERTAINLY <= plan.process_memory:
-            return
-    raise RequestError(
+    if least > memory:
+        raise _oversize(model, request, "weights, gradients and optimiser states alone", least, memory)
+    if not prepared.train_data.path:  # data that is not here yet can't be looked into
+        return
+    try:
+        plan = make_plan(prepared)
+    except (Unsupported, Unavailable, MissingExtra):
+        return
+    refuse_plan(plan, model, request)
+
+
+def refuse_plan(plan: Plan, model: ModelRef, request: TrainRequest) -> None:
+    """Refuses what certainly doesn't fit by its plan.
+
+    Raises:
+        RequestError: says how much is needed, and what to try.
+    """
+    need = plan.requested.memory.reserved
+    if not plan.fits and need / _CERTAINLY > plan.process_memory:
+        what = f"a step with one example of {plan.micro_batch[1]:,} tokens"
+        raise _oversize(model, request, what, need, plan.process_memory)
+
+
+def _oversize(model: ModelRef, request: TrainRequest, what: str, need: float, memory: int) -> RequestError:
+    return RequestError(
         f"training {model.name} with method={request.method!r} can't fit: {what} would take {human_bytes(need)} of the "
         f"{human_bytes(memory)} that a process has here",
         field="model",

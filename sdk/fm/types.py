@@ -120,6 +120,8 @@ class RunRecord(_Record):
     launcher: str = DEFAULT_LAUNCHER
     priority: int = 0
     """Of the runs of its team that wait, the one with the highest goes first; of several, the oldest."""
+    allow_oversize: bool = False
+    """Whether it is tried where it certainly doesn't fit."""
     model: ModelRef
     train_data: DataRef
     eval_data: DataRef | None = None

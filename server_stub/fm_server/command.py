@@ -51,7 +51,7 @@ def serve(
     store = RunStore(settings.store_url)
     backend = StoreBackend(
         "server", store, settings.storage, Principal(user="server"), tend=lambda: None, poll_seconds=_POLL_SECONDS,
-        files=settings.open_files(),
+        files=settings.open_files(), trains_here=agent,
     )
     listening = listen(host, port)
     url = f"{'https' if certificate else 'http'}://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"

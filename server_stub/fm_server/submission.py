@@ -50,6 +50,7 @@ def submit(view: StoreBackend, body: Submission) -> NewRun:
         launcher=body.launcher,
         priority=body.priority,
         experiment_id=experiment_id(body.request.experiment_path),
+        allow_oversize=body.allow_oversize,
     )
 
 

@@ -8,7 +8,8 @@ import pytest
 
 import fm
 from fm.errors import RunFailed
-from support.ray_kills import PATIENCE, RayVictim, until
+from support.ray_kills import PATIENCE, RayVictim
+from support.waiting import until
 
 
 def test_two_processes_on_each_of_two_nodes_go_on_as_two_when_a_node_is_gone(here: fm.Run, victim: RayVictim) -> None:
@@ -28,7 +29,7 @@ def test_two_processes_on_each_of_two_nodes_go_on_as_two_when_a_node_is_gone(her
 def test_a_node_that_does_not_see_the_runs_folder_fails_the_run_with_one_sentence(victim: RayVictim) -> None:
     run = victim.create()
     attempt = victim.backend.storage.run(run.id).attempt(1)
-    until(attempt.log.exists, "the job's begin")
+    until(attempt.log.exists, "the job's begin", seconds=PATIENCE)
     attempt.job.rename(attempt.path / "away.json")
     with pytest.raises(RunFailed, match=r"is not there on the Ray cluster's node .*: set FM_RUNS to a folder"):
         run.wait(PATIENCE)
@@ -37,8 +38,8 @@ def test_a_node_that_does_not_see_the_runs_folder_fails_the_run_with_one_sentenc
 
 def test_cancelling_ends_every_worker_after_a_last_checkpoint(victim: RayVictim) -> None:
     run = fm.create(**{**victim.request, "training_duration": "100000ba"}, launcher="ray", num_nodes=2)
-    until(lambda: run.refresh().record.step > 0, "a first step")
+    until(lambda: run.refresh().record.step > 0, "a first step", seconds=PATIENCE)
     run.cancel()
     run.wait(PATIENCE, raise_on_failure=False)
     assert run.checkpoints()[-1].step == run.refresh().record.step
-    until(lambda: not any(victim.cluster.workers().values()), "the workers' end")
+    until(lambda: not any(victim.cluster.workers().values()), "the workers' end", seconds=PATIENCE)

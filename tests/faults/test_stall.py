@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -17,14 +15,7 @@ from fm.agent import signs
 from fm.lifecycle import EventType, Status
 from support.data import many_pairs
 from support.local import local_backend, processes_of
-
-
-def wait_for(true: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + 120
-    while not (found := true()):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    return found
+from support.waiting import until
 
 
 def test_a_stopped_trainer_is_ended_and_the_run_goes_on_from_its_checkpoint(
@@ -42,7 +33,7 @@ def test_a_stopped_trainer_is_ended_and_the_run_goes_on_from_its_checkpoint(
             save_interval="20ba",
             register_to="main.stall.model",
         )
-        wait_for(lambda: (backend.runs.get(run.id).checkpoint_step or 0) >= 40)
+        until(lambda: (backend.runs.get(run.id).checkpoint_step or 0) >= 40)
         [trainer] = [process for process in processes_of(tmp_path) if "fm_local.trainer" in process.cmdline()]
         [heartbeat] = tmp_path.rglob("attempts/1/heartbeat.json")
 
@@ -54,7 +45,7 @@ def test_a_stopped_trainer_is_ended_and_the_run_goes_on_from_its_checkpoint(
                 return False
             return True
 
-        wait_for(stands_still)
+        until(stands_still)
         run = fm.wait(run, timeout=180)
         assert run.status is Status.COMPLETED
         assert not psutil.pid_exists(trainer.pid)
@@ -79,15 +70,15 @@ def test_a_trainer_whose_save_takes_longer_than_a_stall_is_left_alone(
             save_interval="10ba",
             register_to="main.stall.model",
         )
-        [heartbeat] = wait_for(lambda: list(tmp_path.rglob("attempts/1/heartbeat.json")))
+        [heartbeat] = until(lambda: list(tmp_path.rglob("attempts/1/heartbeat.json")))
 
         def saves() -> bool:
             return (json.loads(heartbeat.read_bytes())["pause"] or {}).get("why") == "saving"
 
         [trainer] = [process for process in processes_of(tmp_path) if "fm_local.trainer" in process.cmdline()]
-        wait_for(lambda: (backend.runs.get(run.id).checkpoint_step or 0) >= 20)
+        until(lambda: (backend.runs.get(run.id).checkpoint_step or 0) >= 20)
         while True:
-            wait_for(saves)
+            until(saves, every=0.005)
             trainer.suspend()
             if saves():
                 break

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from fm.store.store import RunStore
 from fm.types import Principal
 from support.local import processes_of
 from support.stores import fresh_database, new_run, stoppable_postgres, url_of
+from support.waiting import until
 
 ADA = Principal(user="ada")
 PATIENCE = 120.0
@@ -29,13 +30,6 @@ PATIENCE = 120.0
 def postgres_to_stop() -> Iterator[Any]:
     with tempfile.TemporaryDirectory(prefix="fm-postgres-") as folder, stoppable_postgres(Path(folder) / "data") as it:
         yield it
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {PATIENCE:g} s: {what}"
-        time.sleep(0.2)
 
 
 def test_a_store_is_used_again_after_an_outage_with_no_more_than_one_error(postgres_to_stop: Any) -> None:

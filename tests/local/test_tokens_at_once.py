@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from fm.errors import RequestError
+from fm.lifecycle import Fault
 from fm_local.plan import budget, machine, planning
 from fm_local.trainer import device
+from fm_local.trainer.failures import failure_event
 from support.models import make_job, model, tokenizer
 
 USUAL = 2048
@@ -54,6 +57,16 @@ def test_where_memory_is_short_as_much_is_computed_at_once_as_the_plan_has_room_
     assert found == sorted(found, reverse=True)
     assert USUAL > found[1] > found[2] > LENGTH
     assert found[3] == LENGTH  # no room for one, and one is tried
+
+
+def test_what_certainly_does_not_fit_the_machine_that_trains_is_refused_unless_told_otherwise(
+    job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory(monkeypatch, -machine._SYSTEM - planning._CPU_PROCESS // 2)  # less than the libraries alone take
+    with pytest.raises(RequestError, match="can't fit: a step with one example of 60 tokens") as caught:
+        budget.tokens_at_once(job)
+    assert failure_event(caught.value)[2] is Fault.USER
+    assert budget.tokens_at_once(job.model_copy(update={"allow_oversize": True})) == LENGTH
 
 
 def test_where_no_plan_can_be_made_what_is_usual_is_tried(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import fm
 from fm.cli.main import run as ftctl
+from fm.plugins import EXTRAS
 from fm.remote.contexts import Contexts, contexts_path
 from fm.store.store import RunStore
 from fm.types import Principal
@@ -38,6 +39,19 @@ def test_a_client_of_the_same_user_finds_the_token_by_itself(tmp_path: Path) -> 
         assert Contexts.read().token_for(server.url) == token
         assert fm.get(run.id, backend=server.url).id == run.id
         assert server.stop(signal.SIGINT) == 0
+
+
+def test_without_an_agent_it_takes_runs_that_this_machine_could_not_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trains = {module for extra, modules in EXTRAS.items() if extra != "server" for module in modules}
+    absent = {*trains, "huggingface_hub", "tokenizers"}
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({absent}))\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+    with server_process(tmp_path / "home", "--no-agent") as server, fm.backend(server.url):
+        run = fm.create("org/model-7b", many_pairs(tmp_path / "p.jsonl", 4), task_type="INSTRUCTION_FINETUNE",
+                        method="qlora", trackers=["mlflow"])
+        assert fm.rerun(run).status is fm.Status.QUEUED
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "train.example"])

@@ -19,6 +19,7 @@ from fm.types import Event, Principal
 from support.cutting import proxied
 from support.data import many_pairs
 from support.server import ask, ended_run
+from support.waiting import until
 
 
 def messages(text: str) -> list[tuple[str, str]]:
@@ -91,9 +92,7 @@ def test_a_restart_after_a_quiet_stretch_is_borne_with(
         follower.start()
         time.sleep(1.5)  # nothing but keep-alives, for longer than an outage may last
         proxy.reply = lambda number, block: b"" if number == 1 else block
-        deadline = time.monotonic() + 10
-        while proxy.connections < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: proxy.connections >= 2)
         run.cancel()
         follower.join(30)
     assert seen == run.get_events() and seen[-1].is_terminal_state()
@@ -160,10 +159,3 @@ def test_a_token_that_is_revoked_ends_its_streams_and_no_others(
     assert threads[1].is_alive()
     run.cancel()
     until(lambda: messages(seen["kept"])[-1][0] == "end")
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from fm.backends.stored import StoreBackend
 from fm.lifecycle import EventType, Status
 from support.data import many_pairs
 from support.ray_cluster import Cluster
+from support.waiting import until
 
 PATIENCE = 900.0
 """Seconds. Generous, for machines with other work: a training here takes half a minute."""
@@ -59,7 +58,8 @@ class RayVictim:
         """Kills `part`, one of `PARTS` or the "second" node for good, once the newest attempt of `run` has saved a
         checkpoint, and starts anew what nobody else does. Returns whether the run was still going."""
         seen = run.refresh().record.checkpoint_step or 0
-        until(lambda: (run.refresh().record.checkpoint_step or 0) > seen or run.status.is_terminal(), "a step")
+        newer = lambda: (run.refresh().record.checkpoint_step or 0) > seen or run.status.is_terminal()  # noqa: E731
+        until(newer, "a checkpoint", seconds=PATIENCE)
         going = run.status is Status.RUNNING
         getattr(self, f"_kill_{part}")()
         return going
@@ -99,14 +99,6 @@ class RayVictim:
             with suppress(ProcessLookupError):
                 if psutil.pid_exists(agent.pid):
                     os.kill(agent.pid, signal.SIGKILL)
-
-
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Asks until `condition` holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE:g} s"
-        time.sleep(0.1)
 
 
 def losses(run: fm.Run) -> dict[int, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from fm.settings import Settings
 from fm.store.store import RunStore
 from fm.types import Principal
 from support.stores import new_run
+from support.waiting import until
 
 
 @pytest.fixture
@@ -29,20 +29,13 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     return Settings(tmp_path, Storage(tmp_path), f"sqlite:///{tmp_path / 'ftctl.db'}", "auto")
 
 
-def wait_until(true: Callable[[], object]) -> None:
-    give_up = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
-
-
 def test_a_drained_agent_ends_although_there_is_work(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon, "_ANNOUNCE", timedelta(0))
     store = RunStore(settings.store_url)
     wide = store.create(new_run(num_processes=2), "k", Principal(user="ada"))
     thread = threading.Thread(target=daemon.serve, args=(settings, threading.Event()), kwargs={"forever": True})
     thread.start()
-    wait_until(store.agents)
+    until(store.agents)
     store.drain(store.agents()[0].id)
     thread.join(20)
     assert not thread.is_alive()

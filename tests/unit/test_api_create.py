@@ -11,7 +11,8 @@ import pytest
 import fm
 from fm.backends.scripted import ScriptedLauncher
 from fm.creation import RequestWarning
-from support.rows import MODEL, chats, instructions, model_folder, texts, write_jsonl
+from support.data import write_jsonl
+from support.rows import MODEL, chats, instructions, model_folder, texts
 
 pytestmark = pytest.mark.usefixtures("fm_fake")
 
@@ -106,10 +107,11 @@ def test_a_model_folder_given_as_a_path_object_is_a_path(
 
 
 def test_rerun_makes_the_same_run_from_its_record_alone(data: Path) -> None:
-    run = fm.create(MODEL, data, "a.b.c", seed=5).wait()
+    run = fm.create(MODEL, data, "a.b.c", seed=5, priority=2, allow_oversize=True).wait()
     again = fm.rerun(run.name)
     assert again != run
     assert again.record.request == run.record.request
+    assert (again.record.priority, again.record.allow_oversize) == (2, True)
     assert again.wait().registered_model == "a.b.c/2"
 
 

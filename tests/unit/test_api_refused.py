@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import fm
-from support.rows import MODEL, model_folder, write_jsonl
+from support.data import write_jsonl
+from support.rows import MODEL, model_folder
 
 pytestmark = pytest.mark.usefixtures("fm_fake")
 

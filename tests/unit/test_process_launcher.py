@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from fm.layout import StageFolder
 from fm_local.launcher import ProcessLauncher
 from support.rows import chats
 from support.stores import moment
+from support.waiting import until
 
 CANARY = "canary-5d1f"
 
@@ -38,10 +38,7 @@ def test_a_trainers_environment_holds_no_secret_of_ours(tmp_path: Path, monkeypa
     ).write(folder)
     launcher = ProcessLauncher()
     handle = launcher.start(record, folder, "check")
-    give_up = time.monotonic() + 20
-    while launcher.poll(handle).life is not Life.EXITED:
-        assert time.monotonic() < give_up
-        time.sleep(0.02)
+    until(lambda: launcher.poll(handle).life is Life.EXITED)
     environment = folder.log.read_text()
     assert "OF_THE_USER=stays" in environment
     assert CANARY not in environment

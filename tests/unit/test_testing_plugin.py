@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import fm
+from fm import settings
 
 pytest_plugins = ["pytester"]
 
@@ -38,6 +40,38 @@ def test_what_my_script_says_of_a_failure(fm_fake, tmp_path):
 def test_nothing_of_the_test_before_is_left(fm_fake):
     assert fm.list() == []
 """
+
+
+_SETTINGS_TEST = """
+import os
+
+import pytest
+
+import fm
+from fm.remote.contexts import Context, Contexts
+
+
+@pytest.fixture
+def chosen():
+    Contexts().with_context("team", Context(url="http://127.0.0.1:9", token="t"), use=True).write()
+
+
+def test_no_setting_of_the_machine_reaches_a_test(chosen, fm_home):
+    ours = {name: value for name, value in os.environ.items() if name in NAMES}
+    assert ours == {"FM_HOME": str(fm_home), "FM_BACKEND": "local"}
+    assert fm.list() == []
+"""
+
+
+def test_the_fixtures_let_no_setting_of_the_machine_reach_a_test(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = re.findall("^FM_[A-Z_]+", settings.__doc__ or "", re.MULTILINE)
+    assert len(names) > 8
+    for name in names:
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    pytester.makepyfile(_SETTINGS_TEST.replace("NAMES", repr(names)))
+    pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
 
 
 def test_users_fixtures_run_without_torch(pytester: pytest.Pytester) -> None:

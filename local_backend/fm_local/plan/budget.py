@@ -11,7 +11,7 @@ import torch
 from fm.job import Job
 from fm.layout import Storage
 from fm.machine import main_memory
-from fm.planning import kept_bytes, least_bytes, parameters_of, share_of
+from fm.planning import kept_bytes, least_bytes, parameters_of, refuse_plan, share_of
 from fm.plans import PlanTask
 from fm.types import ModelRef
 from fm_local.plan.amounts import Amounts
@@ -24,6 +24,9 @@ def tokens_at_once(job: Job) -> int:
 
     Where memory runs out all the same, a trainer on a GPU halves it, unless it is sharded; on a CPU the system ends a
     process that takes too much, and nothing is left to go on with.
+
+    Raises:
+        RequestError: it certainly doesn't fit here. A create is checked where it is made, which may be another machine.
     """
     cuda = torch.cuda.is_available()
     usual = device.micro_batch_tokens(torch.device("cuda" if cuda else "cpu"))
@@ -47,6 +50,8 @@ def tokens_at_once(job: Job) -> int:
         plan = make_plan(task, amounts=_counted(job))
     except Exception:  # whatever a model says to tensors without values: it is trained all the same
         return usual
+    if not job.allow_oversize:
+        refuse_plan(plan, model, request)
     return min(usual, max(1, plan.most_rows) * plan.micro_batch[1])
 
 

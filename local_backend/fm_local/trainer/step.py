@@ -71,7 +71,7 @@ class Stepper:
                 free = self._accelerator.num_processes == 1 or not self._awaited
                 if not (free and is_out_of_memory(error) and max(len(piece) for piece, _ in pieces) > 1):
                     longest = int(self._training.data.lengths[examples].max())
-                    error.add_note(f"step {step}, whose longest example has {longest:,} tokens")
+                    error.add_note(f"step {step + 1}, whose longest example has {longest:,} tokens")
                     raise
             self._training.optimizer.zero_grad()
             if self._accelerator.device.type == "cuda":

@@ -37,5 +37,6 @@ def make_job(
         started_at=now,
         elapsed_seconds=run.running_seconds,
         devices=devices,
+        allow_oversize=run.allow_oversize,
         resume_from=tuple(map(str, inputs.checkpoints)) if stage == "train" else (),
     )

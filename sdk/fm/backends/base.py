@@ -50,7 +50,6 @@ class NewRun:
     experiment_id: str = ""
     priority: int = 0
     allow_oversize: bool = False
-    """Of use to a backend that checks once more; it is not part of the run."""
 
 
 @dataclass(frozen=True, slots=True)

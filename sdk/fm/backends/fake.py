@@ -33,7 +33,7 @@ def open_fake(script: Script | None = None, *, store_url: str = IN_MEMORY) -> Fa
     root = Path(tempfile.mkdtemp(prefix="fm-fake-"))
     storage = Storage(root)
     launcher = ScriptedLauncher(script or Script(), clock)
-    agent = Agent(store, storage, lambda _name: launcher, Devices(()), "fake")
+    agent = Agent(store, storage, lambda _name: launcher, Devices(()), "fake", cluster=True)
     backend = FakeBackend(
         "fake",
         store,
@@ -41,6 +41,7 @@ def open_fake(script: Script | None = None, *, store_url: str = IN_MEMORY) -> Fa
         Principal(user="tester"),
         tend=_let_time_pass(agent, clock),
         poll_seconds=0.0,
+        trains_here=False,
     )
     weakref.finalize(backend, shutil.rmtree, root, ignore_errors=True)
     backend.launcher = launcher
@@ -50,7 +51,6 @@ def open_fake(script: Script | None = None, *, store_url: str = IN_MEMORY) -> Fa
 class FakeBackend(StoreBackend):
     """The store backend of a fake; `launcher.script` may be replaced between runs."""
 
-    trains_here = False
     launcher: ScriptedLauncher
 
 

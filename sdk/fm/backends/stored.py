@@ -24,7 +24,6 @@ class StoreBackend:
     `tend` is called before every question about runs: it sees to it that somebody works on those that are unfinished.
     """
 
-    trains_here = True
     machine = None
 
     def __init__(
@@ -38,6 +37,7 @@ class StoreBackend:
         poll_seconds: float,
         pending: Path | None = None,
         files: FileStore | None = None,
+        trains_here: bool = True,
     ) -> None:
         self.name = name
         self.poll_seconds = poll_seconds
@@ -46,6 +46,7 @@ class StoreBackend:
         self.storage = storage
         self.pending = pending
         self.tend = tend
+        self.trains_here = trains_here
         self.filestore = files or FolderStore(storage.root)
         self.runs = StoreRuns(self)
         self.models = StoreModels(self)
@@ -53,7 +54,7 @@ class StoreBackend:
 
     def scoped(self, principal: Principal) -> StoreBackend:
         """The same backend, narrowed to what `principal` may see."""
-        narrowed = StoreBackend(
+        return StoreBackend(
             self.name,
             self.store,
             self.storage,
@@ -62,9 +63,8 @@ class StoreBackend:
             poll_seconds=self.poll_seconds,
             pending=self.pending,
             files=self.filestore,
+            trains_here=self.trains_here,
         )
-        narrowed.trains_here = self.trains_here
-        return narrowed
 
     def close(self) -> None:
         self.store.close()
@@ -174,6 +174,7 @@ class StoreRuns:
             launcher=parent.launcher,
             experiment_id=parent.experiment_id,
             priority=parent.priority,
+            allow_oversize=parent.allow_oversize,
         )
         record = self._store.create(new, idempotency_key, self._backend.principal, parent=parent)
         self._backend.tend()

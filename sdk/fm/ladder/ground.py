@@ -129,7 +129,8 @@ class Ground:
                 shutil.rmtree(checkpoint)
         parent = earlier.run.record
         new = NewRun(
-            parent.request, parent.model, parent.train_data, parent.eval_data, parent.caller, parent.launcher
+            parent.request, parent.model, parent.train_data, parent.eval_data, parent.caller, parent.launcher,
+            allow_oversize=parent.allow_oversize,
         )
         record = self._backend.store.create(new, new_key(), self._backend.principal, parent=parent)
         return self._follow(Run(self._backend, record))

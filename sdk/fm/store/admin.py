@@ -183,7 +183,7 @@ class Administration:
             if given and kind == "model":
                 raise Conflict(
                     f"team {to_team} may read the model {object} of team {given[0]}: the name would mean two models",
-                    hint=f"ftctl admin grants revoke {given[0]} model {object} {to_team}",
+                    hint=f"ftctl admin grants rm {given[0]} model {object} {to_team}",
                 )
             values = {"team": team, "kind": kind, "object": object, "to_team": to_team}
             connection.execute(insert(grants).values(**values, created_at=self._now().timestamp()))

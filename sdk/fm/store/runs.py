@@ -49,6 +49,7 @@ def create(
         owner=who.user,
         launcher=new.launcher,
         priority=new.priority,
+        allow_oversize=new.allow_oversize,
         model=model,
         train_data=new.train_data,
         eval_data=new.eval_data,

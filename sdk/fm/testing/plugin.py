@@ -11,16 +11,17 @@ import pytest
 if TYPE_CHECKING:
     from fm.backends.scripted import ScriptedLauncher
 
-_VARIABLES = ("FM_RUNS", "FM_STORE", "FM_BACKEND", "FM_AGENT", "FM_TOKEN")
+_VARIABLES = ("FM_RUNS", "FM_FILES", "FM_STORE", "FM_TOKEN", "FM_AGENT", "FM_RAY_ADDRESS", "FM_RAY_ENV")
 
 
 @pytest.fixture
 def fm_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """FM_HOME is an empty folder, and no other `FM_*` setting of the machine reaches the test."""
+    """FM_HOME is an empty folder, the backend is local, and no other `FM_*` setting of the machine reaches the test."""
     for name in _VARIABLES:
         monkeypatch.delenv(name, raising=False)
     home = tmp_path / "fm-home"
     monkeypatch.setenv("FM_HOME", str(home))
+    monkeypatch.setenv("FM_BACKEND", "local")  # else the server that `ftctl context use` has chosen
     return home
 
 

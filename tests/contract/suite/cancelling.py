@@ -7,10 +7,11 @@ from collections.abc import Callable
 import pytest
 
 import fm
-from contract.suite.common import PATIENCE, Contract, until
+from contract.suite.common import PATIENCE, Contract
 from fm.backends.base import Backend
 from fm.errors import Conflict, NotFound, RunStopped
 from fm.lifecycle import EventType, Status
+from support.waiting import until
 
 
 class CancelContract(Contract):
@@ -49,7 +50,7 @@ class CancelContract(Contract):
     def test_a_resumed_run_goes_on_from_the_last_checkpoint(self, stopped: fm.Run, backend: Backend) -> None:
         child = stopped.resume()
         assert child.parent == stopped.id and child != stopped
-        until(lambda: child.refresh().status is Status.RUNNING, backend=backend, what="the child's training")
+        until(lambda: child.refresh().status is Status.RUNNING, "the child's training", every=backend.poll_seconds)
         started = next(event for event in child.events() if event.type is EventType.TRAIN_STARTED)
         assert started.data["step"] == stopped.checkpoints()[-1].step
         with pytest.raises(Conflict):

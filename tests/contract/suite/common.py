@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,17 +11,10 @@ import pytest
 import fm
 from fm.backends.base import Backend
 from support.data import many_pairs
+from support.waiting import until
 
 MODEL = "fm/nano-llama"
 PATIENCE = 120.0
-
-
-def until(condition: Callable[[], bool], *, backend: Backend, what: str) -> None:
-    """Asks until `condition` holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {PATIENCE:g} s"
-        time.sleep(backend.poll_seconds)
 
 
 class Contract:
@@ -73,6 +65,6 @@ class Contract:
     def stopped(cls, make: Callable[..., fm.Run], backend: Backend) -> fm.Run:
         """A run that was cancelled while it trained, after a checkpoint."""
         run = make(name="contract-stopped", **cls.endless)
-        until(lambda: run.refresh().record.checkpoint_step is not None, backend=backend, what="a checkpoint")
+        until(lambda: run.refresh().record.checkpoint_step is not None, "a checkpoint", every=backend.poll_seconds)
         run.cancel(reason="seen enough")
         return run.wait(PATIENCE, raise_on_failure=False)
