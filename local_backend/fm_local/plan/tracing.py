@@ -24,6 +24,7 @@ from fm_local.plan.layers import DecoderLayers, build_meta, make_fake
 from fm_local.plan.watching import GroupedProducts, LiveBytes, Operations, count_saved
 from fm_local.trainer.adapters import add_adapter
 from fm_local.trainer.batching import MicroBatch
+from fm_local.trainer.copies import share_inputs
 from fm_local.trainer.fused_norm import fuse_norms
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.short_attention import SHORT
@@ -99,6 +100,8 @@ class Step:
     """Whether layers are computed again in the backward pass."""
     by_products: bool = False
     """Attention as written-out matrix products instead of a fused kernel."""
+    rows_of_logits: int | None = None
+    """Made at once, at most."""
     labels: float = 1.0
     """Share of the positions that carry a label."""
     accumulating: bool = False
@@ -143,6 +146,8 @@ def _trace(config: Any, step: Step) -> Traced:
     if step.lora is not None:
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
             add_adapter(model, step.lora, token_ids=[], seed=0)
+    else:
+        share_inputs(model)
     fuse_norms(model)
     model.train()
     experts = any(p.dim() > 2 for p in model.parameters())  # what is multiplied in groups has three dimensions
@@ -201,7 +206,9 @@ def _pass(model: Any, step: Step, head_apart: bool) -> dict[str, float]:
     batch = _batch(step)
     # Without the cache, in which the second of two passes would find the first one's copies of the weights.
     with torch.autocast("cpu", torch.bfloat16, enabled=step.autocast, cache_enabled=False):
-        trainee = step.loss(model) if step.loss else TokenLoss(model, head_apart=head_apart)
+        trainee = step.loss(model) if step.loss else TokenLoss(
+            model, head_apart=head_apart, rows_at_once=step.rows_of_logits
+        )
     live = LiveBytes(model.config.get_text_config().vocab_size)
 
     def forward_pass() -> Any:

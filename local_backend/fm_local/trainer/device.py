@@ -84,6 +84,12 @@ def micro_batch_tokens(device: torch.device) -> int:
     return 16384 if device.type == "cuda" else 2048
 
 
+def rows_of_logits(device: torch.device) -> int | None:
+    """Rows of logits that are made at once; None: as many as fit. On a CPU more than 256 are no quicker, and take a
+    tenth of a small training's memory (docs/performance.md)."""
+    return 256 if device.type == "cpu" else None
+
+
 WAITING_GRADIENT_BYTES = 256 << 20
 """What gradients of pieces computed side by side may take until they are added up (`trainer/lanes.py`)."""
 

@@ -25,10 +25,15 @@ class TokenLoss(nn.Module):
     `forward(batch)` gives two scalars: the summed cross-entropy (nats, fp32) and the count of right top-1 predictions.
     """
 
-    def __init__(self, language_model: Any, *, head_apart: bool | None = None) -> None:
-        """`head_apart`: whether head(backbone(ids)) are the model's logits. None: found by trying it."""
+    def __init__(
+        self, language_model: Any, *, head_apart: bool | None = None, rows_at_once: int | None = None
+    ) -> None:
+        """`head_apart`: whether head(backbone(ids)) are the model's logits. None: found by trying it. `rows_at_once`:
+        of logits, at most, unless the head is trained and wider: adding a block's gradient to a trained head's costs as
+        much as so many rows. None: as many as `_LOGITS_AT_ONCE` holds."""
         super().__init__()
         self.language_model = language_model
+        self._rows_at_once = rows_at_once
         self.callers = 1
         """Threads that call this at the same time: all their blocks of logits together have one bound."""
         self._split = _head_can_be_applied_apart(language_model) if head_apart is None else head_apart
@@ -45,9 +50,11 @@ class TokenLoss(nn.Module):
         head = self.language_model.get_output_embeddings()
         columns = self.callers * self.language_model.config.get_text_config().vocab_size
         rows = max(1, _LOGITS_AT_ONCE // columns // ROW_TOKENS) * ROW_TOKENS
+        trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+        if self._rows_at_once:
+            rows = min(rows, max(self._rows_at_once, hidden.shape[-1] if trained else 0))
         if not torch.is_grad_enabled():
             return _sum(cross_entropy(head(h), y) for h, y in _blocks(rows, hidden, batch.labels))
-        trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
         return _BlockwiseLoss.apply(head, rows, batch.labels, hidden, *trained)  # type: ignore[no-any-return, no-untyped-call]
 
     def logits(self, batch: MicroBatch) -> torch.Tensor:

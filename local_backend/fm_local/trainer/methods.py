@@ -24,6 +24,7 @@ from fm_local.models.new_tokens import make_room, tokens_needed
 from fm_local.models.nf4 import load_nf4, size_of
 from fm_local.models.presets import build
 from fm_local.trainer.adapters import MERGE_FIRST, add_adapter
+from fm_local.trainer.copies import share_inputs
 from fm_local.trainer.device import needs_activation_checkpointing
 from fm_local.trainer.fused_norm import fuse_norms
 
@@ -101,6 +102,8 @@ def prepare_model(job: Job, tokenizer: Any, *, precision: str, device: torch.dev
         raise RequestError(
             f"{job.model.name} is an adapter, which method='full' can't train", field="method", hint=MERGE_FIRST
         )
+    else:
+        share_inputs(model)
     fuse_norms(model)
     model.train()
     if request.sharding in WHOLE_WEIGHTS:

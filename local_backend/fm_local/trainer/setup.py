@@ -18,6 +18,7 @@ from fm.request import TrainRequest
 from fm_local.models.tokenizer import chat_template_of, load_tokenizer, stop_token_ids
 from fm_local.prepare.shards import TokenDataset
 from fm_local.trainer import device
+from fm_local.trainer.copies import StepCopies
 from fm_local.trainer.lanes import Lanes, moves_weights, open_lanes
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.methods import Trainee, prepare_model
@@ -52,6 +53,8 @@ class Training:
     """Whether a step's examples are packed into rows; else those of similar length are padded."""
     lanes: Lanes
     """What computes a step's pieces."""
+    copies: StepCopies
+    """With what they compute it side by side."""
     optimizer: Optimizer
     peak_rate: float
     trained_parameters: int
@@ -115,7 +118,9 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
 
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     trainee = prepare_model(job, tokenizer, precision=precision, device=accelerator.device)
-    loss = TokenLoss(trainee.language_model, head_apart=False)
+    loss = TokenLoss(
+        trainee.language_model, head_apart=False, rows_at_once=device.rows_of_logits(accelerator.device)
+    )
     trainee, model, optimizer = _hold(loss, trainee, request, accelerator)
     with accelerator.autocast():
         loss.look_at_head()
@@ -161,6 +166,7 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
         sharded=request.sharding != "none",
         packed=packed,
         lanes=lanes,
+        copies=StepCopies(trainee.language_model if precision == "bf16" and trainee.peft_model is None else None),
         optimizer=optimizer,
         peak_rate=peak_rate,
         trained_parameters=trained_parameters,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Generator
+from contextlib import closing, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -104,15 +104,16 @@ class Stepper:
         # Summed over the whole step, divided once by its labels; DDP and FSDP2 divide by `world`, which is undone here.
         gradients = self._side_by_side if side_by_side else self._one_by_one
         sums = torch.zeros(2, device=device)
-        for loss, right in gradients(pieces, world / labels):
-            sums += torch.stack([loss.detach(), right.float()])
-            self._beat()
+        with closing(gradients(pieces, world / labels)) as computed:
+            for loss, right in computed:
+                sums += torch.stack([loss.detach(), right.float()])
+                self._beat()
         sums = accelerator.reduce(sums) if world > 1 else sums
         norm = training.optimizer.clip(max_norm)
         mean, accuracy, size = torch.cat([sums / labels, norm[None].to(sums)]).tolist()
         return Gradients(mean, accuracy, size, [int(index) for piece, counts in pieces if counts for index in piece])
 
-    def _one_by_one(self, pieces: list[Piece], scale: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _one_by_one(self, pieces: list[Piece], scale: float) -> Generator[tuple[torch.Tensor, torch.Tensor]]:
         model, accelerator = self._training.model, self._accelerator
         for number, piece in enumerate(pieces, start=1):
             # Sharded gradients are summed over the processes with each piece: the whole would not fit, by assumption.
@@ -122,20 +123,25 @@ class Stepper:
                 accelerator.backward(loss * scale)
             yield loss, right
 
-    def _side_by_side(self, pieces: list[Piece], scale: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        trainable = list(self._training.trainee.trainable.values())
+    def _side_by_side(self, pieces: list[Piece], scale: float) -> Generator[tuple[torch.Tensor, torch.Tensor]]:
+        training, trainable = self._training, list(self._training.trainee.trainable.values())
 
         def compute(piece: Piece) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor | None, ...]]:
-            loss, right = self._training.model(self._load(piece))
-            return loss, right, torch.autograd.grad(loss * scale, trainable, allow_unused=True)
+            loss, right = training.model(self._load(piece))
+            return loss, right, torch.autograd.grad(loss * scale, computed_with, allow_unused=True)
 
-        for loss, right, parts in self._training.lanes.map(compute, pieces):
-            for parameter, part in zip(trainable, parts, strict=True):
-                if part is not None:
-                    # Laid out as the parameter is, which the fused optimiser relies on.
-                    parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                    parameter.grad += part
-            yield loss, right
+        with training.copies.lent() as copies:
+            computed_with = [copies.get(parameter, parameter) for parameter in trainable]
+            for loss, right, parts in training.lanes.map(compute, pieces):
+                for parameter, part in zip(trainable, parts, strict=True):
+                    if part is None:
+                        continue
+                    if parameter.grad is None:
+                        # Laid out as the parameter is, which the fused optimiser relies on.
+                        parameter.grad = torch.empty_like(parameter).copy_(part)
+                    else:
+                        parameter.grad += part
+                yield loss, right
 
     def _load(self, piece: Piece) -> MicroBatch:
         examples, counts = piece
