@@ -34,7 +34,7 @@ READ_ROWS = 2000
 _PLAINLY_SMALL = 1 << 30
 """Bytes of need below which no device is asked how much it has."""
 _CERTAINLY = 1.25
-"""How much more than the device holds the plan must say before a create is refused: its own error is below that."""
+"""How much more than the device holds the plan must say before a training is refused: its own error is below that."""
 
 
 def parse_bytes(value: float | str | None, *, field: str = "device_memory") -> int | None:
@@ -86,11 +86,10 @@ def refuse_oversize(prepared: DryRun) -> None:
         return
     least, kept = bounds
     memory = _memory_of_a_process(request.num_processes)
-    least = 0.0 if request.sharding == "full-offload" else share_of(least, request)
+    least = share_of(least, request)
     if max(least, kept) <= memory / 8:
         return
-    if least > memory:
-        raise _oversize(model, request, "weights, gradients and optimiser states alone", least, memory)
+    refuse_weights(least, memory, model, request)
     if not prepared.train_data.path:  # data that is not here yet can't be looked into
         return
     try:
@@ -98,6 +97,16 @@ def refuse_oversize(prepared: DryRun) -> None:
     except (Unsupported, Unavailable, MissingExtra):
         return
     refuse_plan(plan, model, request)
+
+
+def refuse_weights(least: float, memory: int, model: ModelRef, request: TrainRequest) -> None:
+    """Refuses what needs at `least` more than the `memory` of a process.
+
+    Raises:
+        RequestError: says how much is needed, and what to try.
+    """
+    if least > memory:
+        raise _oversize(model, request, "weights, gradients and optimiser states alone", least, memory)
 
 
 def refuse_plan(plan: Plan, model: ModelRef, request: TrainRequest) -> None:
@@ -171,7 +180,10 @@ def least_bytes(request: TrainRequest, parameters: int) -> float:
 
 
 def share_of(least: float, request: TrainRequest) -> float:
-    """What one process holds of `least` bytes, which sharding parts where it parts the weights."""
+    """What one process's device holds of `least` bytes, which sharding parts where it parts the weights, and offload
+    keeps elsewhere."""
+    if request.sharding == "full-offload":
+        return 0.0
     return least if request.sharding in WHOLE_WEIGHTS else least / request.num_processes
 
 

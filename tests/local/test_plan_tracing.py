@@ -54,9 +54,11 @@ SHAPES: dict[str, tuple[Any, Step]] = {
     "Llama, LoRA, bf16": (LLAMA, Step(2, 96, LoraConfig(rank=8), torch.bfloat16, autocast=True)),
     "Llama, LoRA, checkpointed": (LLAMA, Step(3, 64, LoraConfig(), torch.bfloat16, autocast=True, checkpointing=True)),
     "Llama, full, fp32, few labels": (LLAMA, Step(4, 48, labels=0.25)),
-    "Qwen2, full, bf16, written-out attention": (QWEN, Step(2, 80, autocast=True, by_products=True)),
+    "Qwen2, full, bf16, written-out attention": (
+        QWEN, Step(2, 80, autocast=True, by_products=True, shares_inputs=True)
+    ),
     "Qwen2, LoRA with dropout on two modules": (QWEN, Step(1, 127, TWO_MODULES)),
-    "GPT-2, full, bf16, with dropout": (GPT2, Step(3, 50, autocast=True)),
+    "GPT-2, full, bf16, with dropout": (GPT2, Step(3, 50, autocast=True, shares_inputs=True)),
     "Mixtral, full, fp32, experts": (MIXTRAL, Step(2, 40)),
     "Mixtral, LoRA, bf16, experts": (MIXTRAL, Step(2, 40, LoraConfig(), torch.bfloat16, autocast=True)),
     "LFM2, LoRA, bf16, convolutions and attention": (LFM2, Step(2, 48, LoraConfig(), torch.bfloat16, autocast=True)),

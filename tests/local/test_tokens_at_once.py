@@ -67,7 +67,27 @@ def test_what_certainly_does_not_fit_the_machine_that_trains_is_refused_unless_t
     with pytest.raises(RequestError, match="can't fit: a step with one example of 60 tokens") as caught:
         budget.tokens_at_once(job)
     assert failure_event(caught.value)[2] is Fault.USER
-    assert budget.tokens_at_once(job.model_copy(update={"allow_oversize": True})) == LENGTH
+    for told in ({"allow_oversize": True}, {"resume_from": ("a checkpoint, so it fitted somewhere",)}):
+        assert budget.tokens_at_once(job.model_copy(update=told)) == LENGTH
+
+
+def test_weights_that_no_memory_here_holds_are_refused_without_a_plan(
+    job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "make_plan", lambda *_, **__: pytest.fail("planned"))
+    memory(monkeypatch, 1e6 - machine._SYSTEM - planning._CPU_PROCESS)
+    with pytest.raises(RequestError, match="can't fit: weights, gradients and optimiser states alone"):
+        budget.tokens_at_once(job)
+
+
+def test_an_example_that_is_longer_than_what_is_usual_is_planned_for(
+    job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "micro_batch_tokens", lambda _: 1)  # as if 60 tokens were far more than is usual
+    monkeypatch.setattr(budget, "kept_bytes", lambda _, tokens: 1e18 * (tokens >= LENGTH))
+    monkeypatch.setattr(planning, "make_plan", lambda *_, **__: pytest.fail("planned"))
+    with pytest.raises(pytest.fail.Exception, match="planned"):
+        budget.tokens_at_once(job)
 
 
 def test_where_no_plan_can_be_made_what_is_usual_is_tried(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,14 +97,22 @@ def test_a_training_learns_as_without_them(tmp_path: Path, monkeypatch: pytest.M
                               "method": "full", "precision": "bf16", "learning_rate": 1e-3}  # fmt: skip
     threads = torch.get_num_threads()
     torch.set_num_threads(2)  # else there is one lane, which copies nothing
+    lent: list[bool] = []
+
+    class Counted(StepCopies):
+        def lent(self) -> Any:
+            lent.append(bool(self._layers))
+            return super().lent()
+
     try:
         losses = []
-        for name in ("with", "without"):
+        for name, copied in (("with", Counted), ("without", lambda _: Counted(None))):
+            monkeypatch.setattr(setup, "StepCopies", copied)
             job, folder = make_job(tmp_path / name, **common)
             assert run(job, folder)
             losses.append(series(folder, "loss/train/total"))
-            monkeypatch.setattr(setup, "StepCopies", lambda _: StepCopies(None))
     finally:
         torch.set_num_threads(threads)
+    assert lent == [True] * 9 + [False] * 9
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert sum(losses[0][-3:]) < sum(losses[0][:3])

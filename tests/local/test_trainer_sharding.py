@@ -18,8 +18,12 @@ from support.fresh import in_fresh_processes
 from support.models import events, examples, lines, make_job, model, run, series
 from support.ranks import run_ranks, train
 
-PIECES = "from fm_local.trainer import device; device.micro_batch_tokens = lambda _: 50"
-"""So few tokens at once that a step has several pieces, of which the processes have different numbers."""
+PIECES = """from fm_local.trainer import device
+device.micro_batch_tokens = lambda _: 50
+device.rows_of_logits = lambda _: 1
+"""
+"""So few tokens at once that a step has several pieces, of which the processes have different numbers, and so few rows
+of logits that most pieces have several blocks."""
 FIRST_SAYS = "from fm_local.plan import budget; budget.tokens_at_once = lambda _: 50"
 """The same, by what the first process alone is asked for."""
 RECOMPUTE = "from fm_local.trainer import methods; methods.needs_activation_checkpointing = lambda *_: True"

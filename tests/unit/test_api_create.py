@@ -106,6 +106,10 @@ def test_a_model_folder_given_as_a_path_object_is_a_path(
     assert run.record.model.kind == "path"
 
 
+def test_runs_for_a_cluster_follow_the_script_as_well(data: Path) -> None:
+    assert fm.create(MODEL, data, launcher="ray", num_nodes=2).wait().status is fm.Status.COMPLETED
+
+
 def test_rerun_makes_the_same_run_from_its_record_alone(data: Path) -> None:
     run = fm.create(MODEL, data, "a.b.c", seed=5, priority=2, allow_oversize=True).wait()
     again = fm.rerun(run.name)

@@ -11,7 +11,7 @@ import torch
 from fm.job import Job
 from fm.layout import Storage
 from fm.machine import main_memory
-from fm.planning import kept_bytes, least_bytes, parameters_of, refuse_plan, share_of
+from fm.planning import kept_bytes, least_bytes, parameters_of, refuse_plan, refuse_weights, share_of
 from fm.plans import PlanTask
 from fm.types import ModelRef
 from fm_local.plan.amounts import Amounts
@@ -34,9 +34,13 @@ def tokens_at_once(job: Job) -> int:
     memory = torch.cuda.get_device_properties(0).total_memory if cuda else main_memory() // here
     # Those that there are, on however many machines: a request may go on with fewer than it asked for.
     request = job.request.model_copy(update={"num_processes": world, "num_nodes": 1, "min_processes": None})
-    model = _base(job)
+    model, counted = _base(job), _counted(job)
+    # What has saved a checkpoint has been held somewhere.
+    may_refuse = not (job.allow_oversize or job.resume_from)
     least = share_of(least_bytes(request, parameters_of(model) or 0), request)
-    if kept_bytes(model, usual) <= (memory - least) / 8:  # planning takes seconds
+    if may_refuse:
+        refuse_weights(least, memory, model, request)
+    if kept_bytes(model, max(usual, counted.longest)) <= (memory - least) / 8:  # planning takes seconds
         return usual
     device.keep_few_products()
     # Tracing imports much that a plainly small training does without.
@@ -47,10 +51,10 @@ def tokens_at_once(job: Job) -> int:
         device_memory=memory if cuda else memory * world,
     )
     try:
-        plan = make_plan(task, amounts=_counted(job))
+        plan = make_plan(task, amounts=counted)
     except Exception:  # whatever a model says to tensors without values: it is trained all the same
         return usual
-    if not job.allow_oversize:
+    if may_refuse:
         refuse_plan(plan, model, request)
     return min(usual, max(1, plan.most_rows) * plan.micro_batch[1])
 

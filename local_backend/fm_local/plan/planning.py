@@ -209,7 +209,8 @@ def _step(
         rows, max(1, amounts.longest - 1), lora, torch.bfloat16 if bf16 and lora else torch.float32, autocast=bf16,
         by_products=device.prefers_plain_attention(where, "bf16" if bf16 else "fp32", amounts.mean, amounts.longest),
         labels=amounts.trained_share if masked else 1.0, accumulating=True,
-        checkpointing=checkpointing, rows_of_logits=device.rows_of_logits(where),
+        checkpointing=checkpointing, shares_inputs=where.type == "cpu",
+        rows_of_logits=device.rows_of_logits(where),
     )
 
 

@@ -100,6 +100,8 @@ class Step:
     """Whether layers are computed again in the backward pass."""
     by_products: bool = False
     """Attention as written-out matrix products instead of a fused kernel."""
+    shares_inputs: bool = False
+    """Whether layers with the same input share its copy in autocast's number format, where all weights are trained."""
     rows_of_logits: int | None = None
     """Made at once, at most."""
     labels: float = 1.0
@@ -146,7 +148,7 @@ def _trace(config: Any, step: Step) -> Traced:
     if step.lora is not None:
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
             add_adapter(model, step.lora, token_ids=[], seed=0)
-    else:
+    elif step.shares_inputs:
         share_inputs(model)
     fuse_norms(model)
     model.train()

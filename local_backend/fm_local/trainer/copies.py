@@ -8,7 +8,6 @@ they share these copies is in docs/performance.md.
 from __future__ import annotations
 
 import threading
-import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,19 +17,24 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that everyone knows
 from torch import nn
+from torch.utils.weak import TensorWeakRef
 
 
 class StepCopies:
-    """In bf16, of those matrices of a model that one linear layer multiplies: neither of the head's, whose gradient is
-    added up block by block, nor of those that lie elsewhere too, as an embedding."""
+    """Of the weights of linear layers, in bf16; but not of the head's, whose gradient is added up block by block, nor
+    of weights that are used elsewhere too, as an embedding's."""
 
     def __init__(self, model: Any | None) -> None:
         """`model`: one that is trained whole. None: nothing is copied."""
-        modules = list(model.modules()) if model else []
-        uses = Counter(id(p) for module in modules for p in module.parameters(recurse=False))
-        alone: list[Any] = [m for m in modules if type(m) is nn.Linear and uses[id(m.weight)] == 1]
-        self._layers = [layer for layer in alone if model and layer is not model.get_output_embeddings()]
+        self._layers: list[Any] = []
         self._copies: list[torch.Tensor] = []
+        if model is None:
+            return
+        uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
+        head = model.get_output_embeddings()
+        for module in model.modules():
+            if type(module) is nn.Linear and module is not head and uses[id(module.weight)] == 1:
+                self._layers.append(module)
 
     @contextmanager
     def lent(self) -> Iterator[Mapping[torch.Tensor, torch.Tensor]]:
@@ -61,8 +65,8 @@ def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
 class _Made(NamedTuple):
     """A copy, and of what it is one. Neither is kept alive by this."""
 
-    copy: Any
-    of: Any
+    copy: TensorWeakRef
+    of: TensorWeakRef
     version: int
     with_gradient: bool
 
@@ -84,5 +88,5 @@ def _copy_of(x: torch.Tensor) -> torch.Tensor:
         if copy is not None:
             return copy
     copy = x.to(torch.get_autocast_dtype(kind))
-    _last.made = _Made(weakref.ref(copy), weakref.ref(x), x._version, with_gradient)
+    _last.made = _Made(TensorWeakRef(copy), TensorWeakRef(x), x._version, with_gradient)
     return copy

@@ -8,7 +8,7 @@ on a CPU is in docs/performance.md; a GPU has one queue, and gains nothing.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import islice
 from threading import Barrier
@@ -50,7 +50,7 @@ class Lanes:
         wait([self._pool.submit(begin) for _ in range(count)])
         torch.set_num_threads(threads)  # and for the threads to come
 
-    def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:
+    def map(self, function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Generator[_Result]:
         """Results in the order of `items`, whichever is done first: what is added up in that order has the same bits
         every time. Modes of a thread, as `no_grad`, are for `function` to set.
 

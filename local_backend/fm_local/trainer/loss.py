@@ -52,7 +52,8 @@ class TokenLoss(nn.Module):
         rows = max(1, _LOGITS_AT_ONCE // columns // ROW_TOKENS) * ROW_TOKENS
         trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
         if self._rows_at_once:
-            rows = min(rows, max(self._rows_at_once, hidden.shape[-1] if trained else 0))
+            least = max(self._rows_at_once, hidden.shape[-1] if trained else 0)
+            rows = min(rows, -least // ROW_TOKENS * -ROW_TOKENS)
         if not torch.is_grad_enabled():
             return _sum(cross_entropy(head(h), y) for h, y in _blocks(rows, hidden, batch.labels))
         return _BlockwiseLoss.apply(head, rows, batch.labels, hidden, *trained)  # type: ignore[no-any-return, no-untyped-call]

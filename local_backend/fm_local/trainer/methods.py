@@ -102,7 +102,7 @@ def prepare_model(job: Job, tokenizer: Any, *, precision: str, device: torch.dev
         raise RequestError(
             f"{job.model.name} is an adapter, which method='full' can't train", field="method", hint=MERGE_FIRST
         )
-    else:
+    elif device.type == "cpu":
         share_inputs(model)
     fuse_norms(model)
     model.train()

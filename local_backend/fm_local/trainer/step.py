@@ -125,14 +125,16 @@ class Stepper:
 
     def _side_by_side(self, pieces: list[Piece], scale: float) -> Generator[tuple[torch.Tensor, torch.Tensor]]:
         training, trainable = self._training, list(self._training.trainee.trainable.values())
+        computed_with: list[torch.Tensor] = []
 
         def compute(piece: Piece) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor | None, ...]]:
             loss, right = training.model(self._load(piece))
             return loss, right, torch.autograd.grad(loss * scale, computed_with, allow_unused=True)
 
-        with training.copies.lent() as copies:
-            computed_with = [copies.get(parameter, parameter) for parameter in trainable]
-            for loss, right, parts in training.lanes.map(compute, pieces):
+        # The weights go back to their places when no lane is at work any more.
+        with training.copies.lent() as copies, closing(training.lanes.map(compute, pieces)) as computed:
+            computed_with += [copies.get(parameter, parameter) for parameter in trainable]
+            for loss, right, parts in computed:
                 for parameter, part in zip(trainable, parts, strict=True):
                     if part is None:
                         continue

@@ -191,7 +191,8 @@ class Backend(Protocol):
     name: str
     trains_here: bool
     """Whether trainings run on this machine: then hub names are looked up here, and what training needs must be
-    installed and have room. A fake takes any hub name and trains nothing."""
+    installed and have room. Not so with a server that has no agent, and with a fake, which trains nothing: they take
+    any hub name."""
     poll_seconds: float
     """How long to wait between two questions when following; 0 where asking is what makes time pass."""
 
