@@ -12,6 +12,7 @@ from fm.ladder.widths import Width
 from fm.ray.cluster import RayCluster
 from support.data import many_pairs
 from support.ray_cluster import Cluster
+from support.ray_kills import PATIENCE
 from support.waiting import until
 
 
@@ -33,5 +34,5 @@ def test_a_rung_of_two_nodes_passes_and_leaves_nothing(
     ]  # fmt: skip
     assert fm.list() == []
     ray = RayCluster(cluster.address, cluster.token)
-    until(lambda: not ray.unfinished("run-"), "the last job's end", seconds=900)
+    until(lambda: not ray.unfinished("run-"), "the last job's end", seconds=PATIENCE)
     assert not list((isolated / "fm").glob("preflights/*"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -16,6 +17,8 @@ from fm.lifecycle import EventType, Status
 from support.data import many_pairs
 from support.local import local_backend, processes_of
 from support.waiting import until
+
+soon = partial(until, seconds=120, every=0.005)
 
 
 def test_a_stopped_trainer_is_ended_and_the_run_goes_on_from_its_checkpoint(
@@ -33,7 +36,7 @@ def test_a_stopped_trainer_is_ended_and_the_run_goes_on_from_its_checkpoint(
             save_interval="20ba",
             register_to="main.stall.model",
         )
-        until(lambda: (backend.runs.get(run.id).checkpoint_step or 0) >= 40)
+        soon(lambda: (backend.runs.get(run.id).checkpoint_step or 0) >= 40)
         [trainer] = [process for process in processes_of(tmp_path) if "fm_local.trainer" in process.cmdline()]
         [heartbeat] = tmp_path.rglob("attempts/1/heartbeat.json")
 
@@ -45,7 +48,7 @@ def test_a_stopped_trainer_is_ended_and_the_run_goes_on_from_its_checkpoint(
                 return False
             return True
 
-        until(stands_still)
+        soon(stands_still)
         run = fm.wait(run, timeout=180)
         assert run.status is Status.COMPLETED
         assert not psutil.pid_exists(trainer.pid)
@@ -70,15 +73,15 @@ def test_a_trainer_whose_save_takes_longer_than_a_stall_is_left_alone(
             save_interval="10ba",
             register_to="main.stall.model",
         )
-        [heartbeat] = until(lambda: list(tmp_path.rglob("attempts/1/heartbeat.json")))
+        [heartbeat] = soon(lambda: list(tmp_path.rglob("attempts/1/heartbeat.json")))
 
         def saves() -> bool:
             return (json.loads(heartbeat.read_bytes())["pause"] or {}).get("why") == "saving"
 
         [trainer] = [process for process in processes_of(tmp_path) if "fm_local.trainer" in process.cmdline()]
-        until(lambda: (backend.runs.get(run.id).checkpoint_step or 0) >= 20)
+        soon(lambda: (backend.runs.get(run.id).checkpoint_step or 0) >= 20)
         while True:
-            until(saves, every=0.005)
+            soon(saves)
             trainer.suspend()
             if saves():
                 break

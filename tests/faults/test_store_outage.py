@@ -61,13 +61,14 @@ def test_a_permanent_agent_outlives_an_outage_of_its_store(postgres_to_stop: Any
             env={**os.environ, "FM_HOME": str(tmp_path / "fm"), "FM_STORE": url},
         )
     try:
-        until(lambda: bool(store.agents()), "the agent announces itself")
+        until(lambda: bool(store.agents()), "the agent announces itself", seconds=PATIENCE)
         postgres_to_stop.stop()
-        until(lambda: log.read_text().count("the next try is in") >= 2, "the agent tries again and again")
+        again = "the next try is in"
+        until(lambda: log.read_text().count(again) >= 2, "the agent tries again and again", seconds=PATIENCE)
         assert agent.poll() is None
         postgres_to_stop.start()
         run = store.create(new_run(), "after the outage", ADA)
-        until(lambda: store.find("local", run.id).status is not Status.QUEUED, "the agent takes a run")
+        until(lambda: store.find("local", run.id).status is not Status.QUEUED, "a run is taken", seconds=PATIENCE)
         postgres_to_stop.stop()
         agent.terminate()
         assert agent.wait(PATIENCE) == 0

@@ -105,7 +105,7 @@ def test_kill_9_at_random_moments_ends_with_the_weights_of_the_uninterrupted_run
         process = start(folder)
         if attempt < 4:
             # Saves follow each other so closely that most kills fall into one.
-            until(lambda folder=folder: len(checkpoints_of(folder)) > 0, every=0.01)
+            until(lambda folder=folder: len(checkpoints_of(folder)) > 0, seconds=90, every=0.01)
             time.sleep(luck.uniform(0, 0.4))
             process.kill()
             process.wait()
@@ -119,7 +119,7 @@ def test_kill_9_at_random_moments_ends_with_the_weights_of_the_uninterrupted_run
 def test_sigterm_saves_a_whole_checkpoint_of_the_last_step_and_exits_75(tmp_path: Path, base: Path) -> None:
     _, folder = make_job(tmp_path, rows=examples(60), base=base, save_interval="5000ba", training_duration="5000ep")
     process = start(folder)
-    until(lambda: folder.metrics.exists() and len(lines(folder.metrics)) > 3)
+    until(lambda: folder.metrics.exists() and len(lines(folder.metrics)) > 3, seconds=90)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == EXIT_STOPPED
     saved = events(folder, "CHECKPOINT_SAVED")[-1]

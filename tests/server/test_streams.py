@@ -92,7 +92,7 @@ def test_a_restart_after_a_quiet_stretch_is_borne_with(
         follower.start()
         time.sleep(1.5)  # nothing but keep-alives, for longer than an outage may last
         proxy.reply = lambda number, block: b"" if number == 1 else block
-        until(lambda: proxy.connections >= 2)
+        until(lambda: proxy.connections >= 2, seconds=10)
         run.cancel()
         follower.join(30)
     assert seen == run.get_events() and seen[-1].is_terminal_state()

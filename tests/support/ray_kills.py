@@ -58,8 +58,11 @@ class RayVictim:
         """Kills `part`, one of `PARTS` or the "second" node for good, once the newest attempt of `run` has saved a
         checkpoint, and starts anew what nobody else does. Returns whether the run was still going."""
         seen = run.refresh().record.checkpoint_step or 0
-        newer = lambda: (run.refresh().record.checkpoint_step or 0) > seen or run.status.is_terminal()  # noqa: E731
-        until(newer, "a checkpoint", seconds=PATIENCE)
+
+        def has_saved_or_ended() -> bool:
+            return (run.refresh().record.checkpoint_step or 0) > seen or run.status.is_terminal()
+
+        until(has_saved_or_ended, "a checkpoint", seconds=PATIENCE)
         going = run.status is Status.RUNNING
         getattr(self, f"_kill_{part}")()
         return going

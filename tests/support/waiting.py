@@ -9,7 +9,7 @@ from typing import TypeVar
 _Found = TypeVar("_Found")
 
 
-def until(condition: Callable[[], _Found], what: str = "", *, seconds: float = 120.0, every: float = 0.05) -> _Found:
+def until(condition: Callable[[], _Found], what: str = "", *, seconds: float = 30.0, every: float = 0.05) -> _Found:
     """Asks until `condition` gives something true, and returns that. Fails after `seconds`, and says on `what`."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):

@@ -35,7 +35,7 @@ def test_a_drained_agent_ends_although_there_is_work(settings: Settings, monkeyp
     wide = store.create(new_run(num_processes=2), "k", Principal(user="ada"))
     thread = threading.Thread(target=daemon.serve, args=(settings, threading.Event()), kwargs={"forever": True})
     thread.start()
-    until(store.agents)
+    until(store.agents, seconds=20)
     store.drain(store.agents()[0].id)
     thread.join(20)
     assert not thread.is_alive()

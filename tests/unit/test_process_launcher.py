@@ -38,7 +38,7 @@ def test_a_trainers_environment_holds_no_secret_of_ours(tmp_path: Path, monkeypa
     ).write(folder)
     launcher = ProcessLauncher()
     handle = launcher.start(record, folder, "check")
-    until(lambda: launcher.poll(handle).life is Life.EXITED)
+    until(lambda: launcher.poll(handle).life is Life.EXITED, seconds=20)
     environment = folder.log.read_text()
     assert "OF_THE_USER=stays" in environment
     assert CANARY not in environment

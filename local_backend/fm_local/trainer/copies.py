@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that everyone knows
 from torch import nn
 from torch.utils.weak import TensorWeakRef
 
@@ -32,9 +31,8 @@ class StepCopies:
             return
         uses = Counter(id(p) for module in model.modules() for p in module.parameters(recurse=False))
         head = model.get_output_embeddings()
-        for module in model.modules():
-            if type(module) is nn.Linear and module is not head and uses[id(module.weight)] == 1:
-                self._layers.append(module)
+        alone = (layer for layer in _linear_layers(model) if uses[id(layer.weight)] == 1)
+        self._layers += [layer for layer in alone if layer is not head]
 
     @contextmanager
     def lent(self) -> Iterator[Mapping[torch.Tensor, torch.Tensor]]:
@@ -53,13 +51,17 @@ class StepCopies:
 
 def share_inputs(model: nn.Module) -> None:
     """Makes linear layers of `model` that are called with the same input share its copy."""
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            module.forward = partial(_forward, module)  # type: ignore[method-assign]
+    for layer in _linear_layers(model):
+        layer.forward = partial(_forward, layer)
+
+
+def _linear_layers(model: nn.Module) -> list[Any]:
+    """Plain ones: what is derived from them computes otherwise."""
+    return [module for module in model.modules() if type(module) is nn.Linear]
 
 
 def _forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    return F.linear(_copy_of(x), layer.weight, layer.bias)
+    return nn.functional.linear(_copy_of(x), layer.weight, layer.bias)
 
 
 class _Made(NamedTuple):

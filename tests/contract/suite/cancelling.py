@@ -50,7 +50,10 @@ class CancelContract(Contract):
     def test_a_resumed_run_goes_on_from_the_last_checkpoint(self, stopped: fm.Run, backend: Backend) -> None:
         child = stopped.resume()
         assert child.parent == stopped.id and child != stopped
-        until(lambda: child.refresh().status is Status.RUNNING, "the child's training", every=backend.poll_seconds)
+        until(
+            lambda: child.refresh().status is Status.RUNNING, "the child's training", seconds=PATIENCE,
+            every=backend.poll_seconds,
+        )  # fmt: skip
         started = next(event for event in child.events() if event.type is EventType.TRAIN_STARTED)
         assert started.data["step"] == stopped.checkpoints()[-1].step
         with pytest.raises(Conflict):

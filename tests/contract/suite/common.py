@@ -65,6 +65,9 @@ class Contract:
     def stopped(cls, make: Callable[..., fm.Run], backend: Backend) -> fm.Run:
         """A run that was cancelled while it trained, after a checkpoint."""
         run = make(name="contract-stopped", **cls.endless)
-        until(lambda: run.refresh().record.checkpoint_step is not None, "a checkpoint", every=backend.poll_seconds)
+        until(
+            lambda: run.refresh().record.checkpoint_step is not None, "a checkpoint", seconds=PATIENCE,
+            every=backend.poll_seconds,
+        )  # fmt: skip
         run.cancel(reason="seen enough")
         return run.wait(PATIENCE, raise_on_failure=False)
