@@ -12,7 +12,7 @@ from fm.errors import Forbidden, NotFound, RequestError
 from fm.lifecycle import EventType
 from fm.store import access
 from fm.types import Event, RunRecord
-from support.teams import TwoTeams
+from support.teams import RED, TwoTeams
 
 REDS = "0" * 64
 
@@ -34,6 +34,18 @@ def test_sensitive_data_is_not_downloaded_not_even_through_a_grant_or_a_copy(tea
             with pytest.raises(Forbidden, match="sensitive"):
                 access.require_download(connection, team, REDS)
         assert not access.are_sensitive(connection, "green", [REDS])
+
+
+def test_who_asks_for_sensitive_data_in_vain_is_noted(teams: TwoTeams) -> None:
+    teams.dataset("red", REDS, sensitive=True)
+    with pytest.raises(Forbidden, match="sensitive"):
+        teams.store.require_download(RED, REDS)
+    [entry] = teams.admin.audit(1)
+    assert (entry.action, entry.user, entry.team, entry.object) == ("access.refused", RED.user, "red", REDS)
+    assert entry.detail == {"reason": "data.read of sensitive data"}
+    teams.admin.mark_dataset("red", REDS, sensitive=False)
+    teams.store.require_download(RED, REDS)
+    assert next(iter(teams.admin.audit(1))).action == "data.read"
 
 
 @pytest.mark.parametrize("given", [{"eval_prompts": ("hello",)}, {"trackers": ("mlflow",)}, {"trackers": ("wandb",)}])

@@ -130,13 +130,17 @@ class Access:
         """
         if scope in who.scopes:
             return
-        with self._database.read() as connection:
-            row = connection.execute(select(tokens).where(tokens.c.id == who.token_id)).first()
-        self._note_refusal(who, row, object, f"{action} needs {scope}")
+        self.note_refusal(who, object, f"{action} needs {scope}")
         raise Forbidden(
             f"{action} needs a token with the scope {scope}; this one has {', '.join(sorted(who.scopes)) or 'none'}",
             hint="ask who runs the server for one",
         )
+
+    def note_refusal(self, who: Principal, object: str, reason: str) -> None:
+        """Notes in the audit log that `who` was kept from `object`; of each token once a minute."""
+        with self._database.read() as connection:
+            row = connection.execute(select(tokens).where(tokens.c.id == who.token_id)).first()
+        self._note_refusal(who, row, object, reason)
 
     def _what_is_wrong(self, token: Row[Any]) -> str:
         if token.revoked_at is not None:

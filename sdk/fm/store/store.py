@@ -11,7 +11,7 @@ from sqlalchemy import delete, insert, select, update
 
 from fm.backends.base import NewRun, RunFilter
 from fm.clock import Clock, SystemClock
-from fm.errors import Conflict
+from fm.errors import Conflict, Forbidden
 from fm.store import access, audit, datasets, leases, listing, queue, registry
 from fm.store import runs as run_store
 from fm.store.access import Access
@@ -211,10 +211,15 @@ class RunStore:
             queue.require_room(connection, team, more)
 
     def require_download(self, who: Principal, digest: str) -> None:
-        """Notes that a data set is handed out; see `fm.store.access.require_download`."""
-        with self.database.write() as connection:
-            access.require_download(connection, who.team, digest)
-            audit.record(connection, who, self.clock.now(), "data.read", digest)
+        """Notes that a data set is handed out, or that it was asked for and is not; see
+        `fm.store.access.require_download`."""
+        try:
+            with self.database.write() as connection:
+                access.require_download(connection, who.team, digest)
+                audit.record(connection, who, self.clock.now(), "data.read", digest)
+        except Forbidden:
+            self.access.note_refusal(who, digest, "data.read of sensitive data")
+            raise
 
     def datasets(self, team: str, limit: int) -> Sequence[Dataset]:
         with self.database.read() as connection:
