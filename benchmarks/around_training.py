@@ -26,8 +26,9 @@ from training import ours
 from training.clock import spread
 from training.lab import PEERS, Contender, Lab
 from training.search import trl_defaults
+from training.task import SIZES
 
-CONTENDERS = {"ours": Contender("ours", {}), "trl": Contender("trl", trl_defaults())}
+CONTENDERS = {"ours": Contender("ours", {}), "trl": Contender("trl", trl_defaults(SIZES["cpu"].batch))}
 SAVE_AT = 3
 
 
@@ -37,9 +38,12 @@ def prepare(lab: Lab, turns: int) -> dict[str, list[float]]:
     rates: dict[str, list[float]] = {"ours": [], "trl": []}
     for turn in range(turns):
         root = lab.folder / f"prepared-{turn}"
-        rates["ours"].append(task["rows"] / ours.prepare(root, lab.model, Path(task["data"]))["seconds"])
-        seconds = lab.run(CONTENDERS["trl"], "full", "docstrings", seed=turn, steps=1).prepare_s
-        rates["trl"].append(task["rows"] / (seconds or 0.0))
+        for name in _in_turn(turn):
+            if name == "ours":
+                seconds = ours.prepare(root, lab.model, Path(task["data"]))["seconds"]
+            else:
+                seconds = lab.run(CONTENDERS["trl"], "full", "docstrings", seed=turn, steps=1).prepare_s or 0.0
+            rates[name].append(task["rows"] / seconds)
         print(f"prepare {turn + 1}/{turns}: " + ", ".join(f"{k} {v[-1]:,.0f} rows/s" for k, v in rates.items()))
     return rates
 
@@ -48,15 +52,23 @@ def save_and_resume(lab: Lab, turns: int) -> dict[str, dict[str, list[float]]]:
     """Seconds of each turn, by what took them and contender."""
     seconds: dict[str, dict[str, list[float]]] = {"first_step": {}, "save": {}, "resumed_step": {}}
     for turn in range(turns):
-        for name, contender in CONTENDERS.items():
+        for name in _in_turn(turn):
+            contender = CONTENDERS[name]
             first = lab.run(contender, "full", "docstrings", seed=turn, steps=SAVE_AT + 1, save_at=SAVE_AT)
             again = lab.run(contender, "full", "docstrings", seed=turn, steps=SAVE_AT + 1, resume=first.checkpoint)
+            lab.discard(first)
+            lab.discard(again)
             assert len(again.steps) == 1, f"{name} began again instead of resuming"
             took = (("first_step", first.first_step_s), ("save", first.save_s), ("resumed_step", again.first_step_s))
             for what, value in took:
                 seconds[what].setdefault(name, []).append(value or 0.0)
             print(f"checkpoint {turn + 1}/{turns} {name}: " + ", ".join(f"{what} {v:.2f} s" for what, v in took))
     return seconds
+
+
+def _in_turn(turn: int) -> list[str]:
+    """Who goes first alternates."""
+    return list(CONTENDERS) if turn % 2 == 0 else list(CONTENDERS)[::-1]
 
 
 def compared(values: dict[str, list[float]]) -> dict[str, Any]:
@@ -67,7 +79,7 @@ def compared(values: dict[str, list[float]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--rows", type=int, default=20_000, help="of the preparation")
     parser.add_argument("--size", default="cpu-large", help="of the model whose checkpoints are saved")
     parser.add_argument("--out", type=Path, help="where to write the figures as JSON")

@@ -2,8 +2,9 @@
 
     python benchmarks/plan_speed.py --out benchmarks/results/plan_speed.json
 
-`process_s` is `ftctl plan`, from its start to its end; `first_s` is `fm.plan` in a process that has imported torch and
-transformers, and imports the rest; `next_s` a second call, as in a server that has planned before. Wall-clock and
+`process_s` is `ftctl plan`, from its start to its end, and `process_short_s` one of full training for a GPU that holds
+none, which is traced with fewer rows and checkpointed too; `first_s` is `fm.plan` in a process that has imported torch
+and transformers, and imports the rest; `next_s` a second call, as in a server that has planned before. Wall-clock and
 processor seconds, medians of REPEATS.
 """
 
@@ -23,6 +24,7 @@ from pathlib import Path
 REPEATS = 3
 PARAMETERS = 8_030_261_248
 COMMON = ("--task-type", "INSTRUCTION_FINETUNE", "--device", "H200")
+SHORT = ("--method", "full", "--device", "RTX 4090")
 ONE = """
 import json, sys, time
 import fm, fm_local.plan.planning
@@ -64,6 +66,13 @@ def processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
+def timed(command: list[str]) -> tuple[float, float]:
+    """Seconds by the clock and of the processor."""
+    wall, cpu = time.perf_counter(), processor_seconds()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - wall, processor_seconds() - cpu
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
@@ -77,13 +86,11 @@ def main() -> None:
         for _ in range(REPEATS):
             python, paths = [sys.executable, "-W", "ignore"], [str(base), str(data)]
             command = [*python, "-m", "fm.cli.main", "plan", *paths, *COMMON]
-            wall, cpu = time.perf_counter(), processor_seconds()
-            subprocess.run(command, check=True, capture_output=True)
-            whole = time.perf_counter() - wall, processor_seconds() - cpu
+            whole, short = timed(command), timed([*command, *SHORT])
             answer = subprocess.run([*python, "-c", ONE, *paths], check=True, capture_output=True).stdout
             first, after = json.loads(answer)
-            found.append([*whole, *first, *after])
-    names = ("process_s", "process_cpu_s", "first_s", "first_cpu_s", "next_s", "next_cpu_s")
+            found.append([*whole, *short, *first, *after])
+    names = [f"{what}_{unit}" for what in ("process", "process_short", "first", "next") for unit in ("s", "cpu_s")]
     figures = {n: round(statistics.median(v), 2) for n, v in zip(names, zip(*found, strict=True), strict=True)}
     print(json.dumps(figures))
     if options.out:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 from training import ours
 from training.clock import Result
-from training.task import BATCH, SIZES, make_model, make_tokenizer, precision_of, write_rows
+from training.task import SIZES, make_model, make_tokenizer, precision_of, write_rows
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 EXAMPLES = BENCHMARKS.parent / "examples"
@@ -77,7 +78,7 @@ class Lab:
             "method": method, "seed": seed, "device": self.device, "precision": self.precision,
             "model": str(self.model), "attempt": number,
             "steps": None, "save_at": None, "resume": None,
-            "tokens_per_step": self.tokens_per_step(data), "options": options,
+            "tokens_per_step": self.tokens_per_step(data), "batch": self.size.batch, "options": options,
             "started": time.time(), **task, **more,
         }  # fmt: skip
         path = self.folder / f"{number}.json"
@@ -85,9 +86,9 @@ class Lab:
         return Result.read(path)
 
     def tokens_per_step(self, data: str) -> float:
-        """Of `BATCH` examples, on average."""
+        """On average."""
         task = self.tasks[data]
-        return float(BATCH * task["tokens"] / task["rows"])
+        return float(self.size.batch * task["tokens"] / task["rows"])
 
     def judge(self, weights: dict[str, str], data: str) -> dict[str, float]:
         """Held-out loss by contender."""
@@ -95,6 +96,11 @@ class Lab:
             "model": str(self.model), "data": self.tasks[data]["held_out"], "weights": weights, "device": self.device
         }  # fmt: skip
         return dict(json.loads(self._python("training.judge", json.dumps(spec)).splitlines()[-1]))
+
+    def discard(self, result: Result) -> None:
+        """Removes the weights and checkpoints that a run has left: those of a large model fill a disk."""
+        if result.weights:
+            shutil.rmtree(Path(result.weights).parent, ignore_errors=True)
 
     def _python(self, module: str, *arguments: str) -> str:
         python = str(PEERS) if module == "training.peers" else sys.executable

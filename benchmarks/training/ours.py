@@ -15,7 +15,7 @@ from fm.layout import RunFolder, StageFolder
 from fm.request import TrainRequest
 from fm.types import DataRef, ModelRef
 from training.clock import Result, Step
-from training.task import BATCH, CONTEXT, LEARNING, LORA
+from training.task import CONTEXT, LEARNING, LORA
 
 
 def prepare(root: Path, model: Path, data: Path) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def prepare(root: Path, model: Path, data: Path) -> dict[str, Any]:
 
 def _job(stage: Any, root: Path, model: Path, data: Path, ref: DataRef, request: dict[str, Any], **more: Any) -> Job:
     values = {"model": str(model), "train_data_path": str(data), "task_type": "INSTRUCTION_FINETUNE"}
-    values |= {"context_length": CONTEXT, "batch_size": BATCH, **request}
+    values |= {"context_length": CONTEXT, **request}
     return Job(
         stage=stage, run_id="run-bench", run_name="bench", attempt=more.pop("attempt", 0),
         request=TrainRequest.build(values), model=ModelRef(kind="path", name=str(model), path=str(model)),
@@ -54,6 +54,7 @@ def main(result_path: Path, spec: dict[str, Any]) -> None:
         "training_duration": f"{spec['steps']}ba" if spec["steps"] else "1ep",
         "precision": spec["precision"],
         "seed": spec["seed"],
+        "batch_size": spec["batch"],
         "learning_rate": LEARNING["rates"][spec["method"]],
         "eval_interval": "1000ep",  # nobody else evaluates within those steps
         "save_interval": f"{spec['save_at']}ba" if spec["save_at"] else "1000ep",
@@ -96,7 +97,7 @@ def main(result_path: Path, spec: dict[str, Any]) -> None:
         tokens = round(values["throughput/tokens_per_sec"] * values["time/step_seconds"])
         at = datetime.fromisoformat(line["time"]).timestamp()
         cpu = [used for moment, used in ticks if moment <= at][-1]
-        seen = min(BATCH * line["step"], spec["rows"])
+        seen = min(spec["batch"] * line["step"], spec["rows"])
         result.steps.append(Step(at, tokens, seen, values["loss/train/total"], cpu))
         result.peak_bytes = int(values["memory/peak_gib"] * 2**30)
     result.weights = str(folder.final)

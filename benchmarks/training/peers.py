@@ -71,6 +71,8 @@ def _arguments(spec: dict[str, Any], options: dict[str, Any], out: Path) -> dict
 
 def _load(spec: dict[str, Any], attention: str | None, dtype: str | None) -> Any:
     more: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    if spec["method"] == "full":  # large bases are saved in bf16, of which all others train fp32 copies
+        dtype = dtype or "float32"
     more |= {"dtype": getattr(torch, dtype)} if dtype else {}
     if spec["method"] == "qlora":
         from transformers import BitsAndBytesConfig

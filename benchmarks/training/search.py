@@ -18,30 +18,33 @@ _GROUPED = {"train_sampling_strategy": "group_by_length"}
 _STEPS = 20
 """After which a trial ends whose steps are drawn at random, and so alike. Steps by length begin with the longest, and
 take a whole pass."""
-_BATCHES = ((16, 1), (8, 2))
-"""Rows of a micro-batch, and how many of them make a step."""
+_ROWS = (16, 8)
+"""Of a micro-batch, as many of which make a step as it takes."""
 _PACKINGS = (("bfd", 512), ("bfd", 1024), ("bfd_split", 256), ("bfd_split", 512), ("wrapped", 512))
 """How rows are filled, and their tokens. What is longer than a row loses its end by "bfd", and goes on in another by
 the others."""
 
 
-def trl_defaults() -> dict[str, Any]:
-    """TRL's own, at the common effective batch: 8 examples on the device are its default."""
-    return {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2}
+def trl_defaults(batch: int) -> dict[str, Any]:
+    """TRL's own, at the common effective `batch`: 8 examples on the device are its default."""
+    return {"per_device_train_batch_size": 8, "gradient_accumulation_steps": batch // 8}
 
 
-def hf_grouped() -> dict[str, Any]:
+def hf_grouped(batch: int) -> dict[str, Any]:
     """Hugging Face's trainer with its defaults and batches by length."""
-    return {"per_device_train_batch_size": 16, **_GROUPED}
+    return {"per_device_train_batch_size": 16, "gradient_accumulation_steps": batch // 16, **_GROUPED}
 
 
-def _stages(device: str, precision: str, method: str, tokens_per_step: float) -> list[list[dict[str, Any]]]:
+def _stages(
+    device: str, precision: str, method: str, batch: int, tokens_per_step: float
+) -> list[list[dict[str, Any]]]:
     """Changes to try, stage by stage; the first stage holds whole configurations."""
     attentions = ["sdpa", "eager"] if device == "cpu" else ["sdpa", "flash_attention_2", "flex_attention"]
     plain = PLAIN | {"bf16": precision == "bf16"}
     first = [
-        plain | by | {"per_device_train_batch_size": rows, "gradient_accumulation_steps": count, "attention": attention}
-        for rows, count in _BATCHES
+        plain | by
+        | {"per_device_train_batch_size": rows, "gradient_accumulation_steps": batch // rows, "attention": attention}
+        for rows in _ROWS
         for attention in attentions
         for by in ({}, _GROUPED)
     ]
@@ -66,7 +69,7 @@ def search_trl(lab: Lab, method: str, data: str) -> Iterator[Trial]:
     """Trial after trial of TRL's options."""
     trials: list[Trial] = []
     base: dict[str, Any] = {}
-    for stage in _stages(lab.device, lab.precision, method, lab.tokens_per_step(data)):
+    for stage in _stages(lab.device, lab.precision, method, lab.size.batch, lab.tokens_per_step(data)):
         for options in (base | change for change in stage):
             if options != base:
                 trials.append(_try(lab, Contender("trl", options), method, data))
@@ -99,5 +102,6 @@ def _try(lab: Lab, contender: Contender, method: str, data: str) -> Trial:
     else:
         trial["tokens_per_second"] = round(result.tokens_per_second(lab.clock), 1)
         trial["peak_mb"] = round(result.peak_bytes / 1e6)
+        lab.discard(result)
     print(f"  {method} {data} {contender.worker} {trial}", flush=True)
     return trial

@@ -11,8 +11,6 @@ from typing import Any
 
 CONTEXT = 1024
 """Tokens at which examples are cut: TRL's default."""
-BATCH = 16
-"""Examples of an optimiser step: what ftctl does unless told otherwise."""
 SKIPPED_STEPS = 2
 """First steps that no contender's clock counts: allocations and kernels' first choices."""
 LEARNING: dict[str, Any] = {"rates": {"lora": 2e-3, "full": 1e-3, "qlora": 2e-3}, "betas": (0.9, 0.95), "clip": 1.0}
@@ -34,6 +32,9 @@ class Size:
     examples: int
     held_out: int
     dtype: str = "float32"
+    batch: int = 16
+    """Examples of an optimiser step: what ftctl does unless told otherwise; on a GPU so many that it is not Python that
+    is measured."""
 
 
 SIZES = {
@@ -42,11 +43,11 @@ SIZES = {
     "cpu-large": Size(768, 2048, 12, 12, 4, 4096, 800, 32),
     "cpu-128k": Size(384, 1024, 8, 6, 2, 128_256, 800, 16),  # where the head is 4 in 5 of the products
     "tiny": Size(64, 128, 2, 2, 1, 512, 96, 16),
-    "1b": Size(2048, 8192, 16, 32, 8, 128_256, 1600, 160, "bfloat16"),
-    "8b": Size(4096, 14336, 32, 32, 8, 128_256, 800, 96, "bfloat16"),
+    "1b": Size(2048, 8192, 16, 32, 8, 128_256, 12_800, 160, "bfloat16", 128),
+    "8b": Size(4096, 14336, 32, 32, 8, 128_256, 6400, 96, "bfloat16", 128),
 }
-"""Of examples there are 800 or a multiple: Hugging Face's trainer groups by length within pieces of 50 batches. All of
-them are trained, once, since a piece begins with its longest: its first steps say little of the rest.
+"""Of examples there are 50 batches or a multiple: Hugging Face's trainer groups by length within pieces of so many. All
+of them are trained, once, since a piece begins with its longest: its first steps say little of the rest.
 
 1b and 8b have the shapes of Llama 3; their tokenizer has fewer tokens than they have embeddings."""
 TOKENIZER_TOKENS = 16_384
