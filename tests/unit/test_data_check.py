@@ -153,6 +153,15 @@ def test_rows_of_another_type_give_one_error_that_names_it(tmp_path: Path, row: 
         assert not caught.value.faults and looks_like.value in caught.value.hint
 
 
+def test_trap_34_preferences_are_refused_since_nothing_here_trains_on_them(tmp_path: Path) -> None:
+    row = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    path = write_jsonl(tmp_path / "a.jsonl", [row] * 30)
+    for task_type in TaskType:
+        with pytest.raises(DataError, match="DPO") as caught:
+            check(source_of(path), task_type)
+        assert not caught.value.faults and "prompt and response" in caught.value.hint
+
+
 def test_a_file_without_rows_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no rows"):
         check(source_of(write_jsonl(tmp_path / "a.jsonl", ["", " "])), CHAT)

@@ -11,7 +11,7 @@ import pytest
 from mutants.run import ROOT, Mutant, apply, mutants
 
 TRAPS = set(range(1, 34))
-"""Trap 34 is of DPO, which ftctl does not train."""
+"""Trap 34 is of DPO, whose rows are refused: there is no training to plant it in."""
 
 
 @pytest.mark.parametrize("mutant", mutants(), ids=lambda mutant: mutant.patch.stem)

@@ -162,6 +162,11 @@ def _changed(source: Source) -> DataChanged:
 
 
 def _refuse_other_type(source: Source, value: Any, task_type: TaskType) -> None:
+    if isinstance(value, tuple) and {"chosen", "rejected"} <= {key for key, _ in value}:
+        raise DataError(
+            f"{source.name}: these rows are preferences (chosen, rejected), and nothing here trains on them (DPO)",
+            hint="keep the prompt and the chosen answer of each, as prompt and response, to train on what was chosen",
+        )
     other = recognise(value)
     if other in (None, task_type):
         return
