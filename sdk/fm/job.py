@@ -65,6 +65,8 @@ class Job(BaseModel):
     """Checkpoint folders to look through for the newest whole one; empty to start from the beginning."""
     allow_oversize: bool = False
     """Whether it is tried even if it certainly doesn't fit."""
+    starved: int = 0
+    """Earlier attempts that died while their machine was out of memory."""
     rank_facts: bool = False
     """Whether each process of the training writes what itself took and computed, for who wants to compare them."""
 

@@ -179,7 +179,10 @@ def _details(run: RunRecord, event: Event) -> dict[str, Any]:
         case EventType.CHECKPOINT_SAVED:
             return {"checkpoint_step": data["step"], "step": max(run.step, data["step"]), "fruitless": 0}
         case EventType.REQUEUED:
-            return {"fruitless": run.fruitless + (1 if data.get("counts_as_attempt") else 0)}
+            return {
+                "fruitless": run.fruitless + bool(data.get("counts_as_attempt")),
+                "starved": run.starved + bool(data.get("starved")),
+            }
         case EventType.WARNING if run.status is Status.QUEUED:
             return {"reason": event.message}
         case EventType.COMPLETED:

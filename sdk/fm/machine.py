@@ -12,3 +12,11 @@ def main_memory() -> int:
     files = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
     texts = [file.read_text().strip() for file in files if file.is_file()]
     return min([psutil.virtual_memory().total, *(int(text) for text in texts if text.isdigit())])
+
+
+def kills_for_memory() -> int:
+    """Processes of this machine that its system has ended since it started, for want of memory; 0 where it does not
+    say so, as macOS."""
+    counters = Path("/proc/vmstat")
+    lines = counters.read_text().splitlines() if counters.is_file() else []
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))

@@ -276,3 +276,15 @@ def _translate(error: ValidationError) -> RequestError:
     if first["type"] == "missing":
         return RequestError(f"{field} is required", field=field, hint=f"pass {field}=…")
     return RequestError(f"{field}: {first['msg'][:1].lower()}{first['msg'][1:]}; got {first['input']!r}", field=field)
+
+
+def what_takes_less(request: TrainRequest) -> str:
+    """What to do where the memory does not hold `request`, in the order in which an expert would."""
+    tries = {"full": ["method='lora'", "method='qlora'"], "lora": ["method='qlora'"], "qlora": []}[request.method]
+    tries += {"none": ["sharding='full' with more num_processes"], "full": ["sharding='full-offload'"]}.get(
+        request.sharding, []
+    )
+    return (
+        f"try, in this order: {', '.join([*tries, 'a shorter context_length', 'a smaller model'])}; `ftctl plan` shows "
+        "what fits. batch_size does not matter, since a step is computed in pieces"
+    )

@@ -140,6 +140,9 @@ class RunRecord(_Record):
     """Training starts so far."""
     fruitless: int = 0
     """Attempts in a row that ended without a newer whole checkpoint."""
+    starved: int = 0
+    """Attempts that died while their machine was out of memory. Each is followed by one that computes half as much at
+    once, and keeps no activations."""
     created_at: datetime
     started_at: datetime | None = None
     completed_at: datetime | None = None

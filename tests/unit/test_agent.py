@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from fm.agent import worker
 from fm.agent.agent import Agent
 from fm.agent.devices import Devices
 from fm.agent.ingest import Cursor, read_news
@@ -14,7 +16,7 @@ from fm.backends.scripted import Script, ScriptedLauncher
 from fm.clock import SimulatedClock
 from fm.errors import DiskFull, MissingExtra
 from fm.files import make_private
-from fm.job import EXIT_DISK_FULL, EXIT_STOPPED, Stage
+from fm.job import EXIT_DISK_FULL, EXIT_STOPPED, Job, Stage
 from fm.launching import Handle, Life, Poll
 from fm.layout import StageFolder
 from fm.lifecycle import EventType, Fault, Status
@@ -58,6 +60,19 @@ def test_three_attempts_without_progress_end_the_run(tmp_path: Path) -> None:
     run = bench.finish(bench.create())
     assert (run.status, run.fault, run.attempt) == (Status.FAILED, Fault.INFRASTRUCTURE, 3)
     assert "3 attempts in a row" in run.reason
+
+
+def test_attempts_that_die_for_want_of_memory_do_less_at_once_and_end_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "kills_for_memory", itertools.count().__next__)  # one more whenever it is asked
+    bench = Bench(tmp_path, Exits(-9, -9, 1))
+    run = bench.finish(bench.create(method="lora"))
+    assert (run.status, run.fault, run.attempt) == (Status.FAILED, Fault.USER, 3)
+    assert "exit code 1, while the machine was out of memory" in run.reason
+    assert "try, in this order: method='qlora'" in run.reason
+    folder = bench.storage.run(run.id)
+    assert [Job.read(folder.attempt(number)).starved for number in (1, 2, 3)] == [0, 1, 2]
 
 
 def test_progress_resets_the_count_of_fruitless_attempts(tmp_path: Path) -> None:

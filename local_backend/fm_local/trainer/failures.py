@@ -8,8 +8,12 @@ import torch
 
 from fm.errors import FMError, Unavailable
 from fm.lifecycle import EventType, Fault
+from fm.request import TrainRequest, what_takes_less
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "DefaultCPUAllocator")
+_OUT_OF_MEMORY = (
+    *("out of memory", "can't allocate memory", "cannot allocate memory", "DefaultCPUAllocator"),
+    "CUBLAS_STATUS_ALLOC_FAILED",  # of the products' workspace
+)
 
 _LOST_PEER = (
     *("Connection closed by peer", "Connection reset by peer", "Socket closed", "Broken pipe", "gloo/transport"),
@@ -18,17 +22,13 @@ _LOST_PEER = (
 """What gloo and NCCL say when the process at the other end is gone."""
 
 
-def failure_event(error: BaseException) -> tuple[EventType, str, Fault]:
-    """The event that reports `error`, its message, and whose fault it is."""
+def failure_event(error: BaseException, request: TrainRequest | None) -> tuple[EventType, str, Fault]:
+    """The event that reports `error`, its message, and whose fault it is. `request`: what was to be done, if that is
+    known already."""
     if is_out_of_memory(error):
         where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-        return (
-            EventType.FAILED,
-            f"the machine's memory does not hold this training{where}\n"
-            "  → use a shorter context_length, method='lora', or a smaller model; batch_size does not matter, since a "
-            "step is computed in pieces",
-            Fault.USER,
-        )
+        remedy = f"\n  → {what_takes_less(request)}" if request else ""
+        return EventType.FAILED, f"the machine's memory does not hold this training{where}{remedy}", Fault.USER
     if isinstance(error, Unavailable):
         return EventType.FAILED, str(error), Fault.INFRASTRUCTURE
     if isinstance(error, FMError):

@@ -38,5 +38,6 @@ def make_job(
         elapsed_seconds=run.running_seconds,
         devices=devices,
         allow_oversize=run.allow_oversize,
+        starved=run.starved,
         resume_from=tuple(map(str, inputs.checkpoints)) if stage == "train" else (),
     )

@@ -23,9 +23,11 @@ from fm.errors import Conflict, DiskFull, StoreError, Unavailable
 from fm.files import size_of
 from fm.filestore import FileStore
 from fm.job import EXIT_DISK_FULL, EXIT_STOPPED, Stage
-from fm.launching import Launcher, Life
+from fm.launching import Launcher, Life, way_of_dying
 from fm.layout import StageFolder, Storage
 from fm.lifecycle import EventType, Fault, Status
+from fm.machine import kills_for_memory
+from fm.request import what_takes_less
 from fm.store.leases import LEASE, Lease
 from fm.store.store import RunStore
 from fm.types import CLUSTER_LAUNCHER, Event, RunRecord
@@ -143,8 +145,8 @@ class Worker:
     ) -> None:
         now = self._store.clock.now()
         facts = {"base_digest": prepared["base_digest"]} if prepared and "base_digest" in prepared else {}
-        self._work = {"stage": stage, "attempt": attempt, "handle": None, "devices": self.devices}
-        self._work |= {"cursor": asdict(Cursor(lines=lines)), "facts": facts}
+        self._work = {"stage": stage, "attempt": attempt, "handle": None, "devices": self.devices, "facts": facts}
+        self._work |= {"cursor": asdict(Cursor(lines=lines)), "kills": kills_for_memory()}
         started = [Event(type=EventType.STARTED, time=now, message=f"attempt {attempt}", data={"attempt": attempt})]
         job = make_job(
             self._storage, self._run, inputs, stage, attempt, prepared=prepared, now=now, devices=self.devices
@@ -244,14 +246,14 @@ class Worker:
             self._crashed(code)
 
     def _crashed(self, code: int | None) -> None:
-        how = f"killed by signal {-code}" if code and code < 0 else f"exit code {code}"
-        died = self._stalled or f"its process died ({how if code is not None else 'nobody saw how'})"
-        reason = f"{died}; {self._progress()}"
-        if self._run.fruitless + 1 >= FRUITLESS_LIMIT:
-            why = f"{FRUITLESS_LIMIT} attempts in a row made no progress; the last: {reason}"
-            self._end(EventType.FAILED, why, fault=Fault.INFRASTRUCTURE, exit_code=code)
-        else:
-            self._requeue(reason, counts_as_attempt=True)
+        starved = self.is_here and not self._stalled and kills_for_memory() > self._work.get("kills", 0)
+        reason = f"{self._stalled or way_of_dying(code, starved=starved)}; {self._progress()}"
+        if self._run.fruitless + 1 < FRUITLESS_LIMIT:
+            self._requeue(reason, counts_as_attempt=True, starved=starved)
+            return
+        remedy = f"\n  → {what_takes_less(self._run.request)}" * starved
+        why = f"{FRUITLESS_LIMIT} attempts in a row made no progress; the last: {reason}{remedy}"
+        self._end(EventType.FAILED, why, fault=Fault.USER if starved else Fault.INFRASTRUCTURE, exit_code=code)
 
     def _progress(self) -> str:
         saved = self._run.checkpoint_step
@@ -269,20 +271,16 @@ class Worker:
         event = Event(type=EventType.COMPLETED, time=now, message="done", data={"ran_seconds": max(0.0, ran)})
         self._run = self._store.complete(self.lease, event, version, disk_bytes=size_of(self._folder.path))
 
-    def _requeue(self, reason: str, *, wait: timedelta | None = None, counts_as_attempt: bool = False) -> None:
+    def _requeue(self, reason: str, *, wait: timedelta | None = None, **data: Any) -> None:
         now = self._store.clock.now()
-        data = {"counts_as_attempt": counts_as_attempt, "ran_seconds": self._last_sign_of_life()}
+        began = self._run.attempt_started_at if self._work.get("stage") == "train" else None
+        data["ran_seconds"] = seconds_lived(self._stage_folder(), began) if began else 0.0
         event = Event(type=EventType.REQUEUED, time=now, message=reason, data=data)
         try:
             self._run = self._store.save(self.lease, new_events=[event], not_before=now + wait if wait else None)
         except Conflict:
             # Somebody has asked for its end: it does not go back to the queue.
             self._end(EventType.CANCELED, "cancelled; " + self._progress())
-
-    def _last_sign_of_life(self) -> float:
-        if self._run.attempt_started_at is None or self._work.get("stage") != "train":
-            return 0.0
-        return seconds_lived(self._stage_folder(), self._run.attempt_started_at)
 
     def _end(self, type: EventType, message: str, **data: Any) -> None:
         event = Event(type=type, time=self._store.clock.now(), message=message, data=data)
