@@ -52,6 +52,8 @@ class PlanOption(_Value):
     processes: int
     """Those that were asked for, or two where sharding needs more than one."""
     memory: Memory
+    checkpointing: bool = False
+    """Whether activations are computed again in the backward pass instead of kept, for want of memory."""
     fits: bool
     requested: bool = False
 
@@ -73,7 +75,7 @@ class Plan(_Value):
     """(rows, tokens) computed at once on each device: the longest examples of the data, as many as suit the device and
     fit it, and one where not even that fits."""
     most_rows: int
-    """Rows of that length that would still fit; 0 where not even one does."""
+    """Rows of that length that would still fit, activations kept or not as they are; 0 where not even one does."""
     options: tuple[PlanOption, ...]
     examples: int
     tokens_per_epoch: int
@@ -126,7 +128,8 @@ class Plan(_Value):
         """Columns and rows of the options; memory is that of one process."""
         parts = ("weights", "gradients", "optimizer", "activations", "logits", "temporary", "framework")
         columns = (
-            "", "METHOD", "SHARDING", "PROCESSES", *(part.upper() for part in parts), "ALLOCATED", "RESERVED", "FITS"
+            "", "METHOD", "SHARDING", "PROCESSES", "CHECKPOINTED", *(part.upper() for part in parts), "ALLOCATED",
+            "RESERVED", "FITS",
         )
         rows = [
             (
@@ -134,6 +137,7 @@ class Plan(_Value):
                 option.method,
                 option.sharding,
                 str(option.processes),
+                "yes" if option.checkpointing else "no",
                 *(human_bytes(getattr(option.memory, part)) for part in parts),
                 human_bytes(option.memory.allocated),
                 human_bytes(option.memory.reserved),

@@ -15,8 +15,7 @@ import fm
 from fm import planning
 from fm.cli.main import run
 from fm.plans import Memory
-from fm_local.plan import machine
-from fm_local.plan import planning as plan_module
+from fm_local.plan import machine, options
 from fm_local.plan.memory import Constants, Numbers, memory_of
 from fm_local.plan.tracing import Step, trace
 from support import models
@@ -104,10 +103,32 @@ def test_what_does_not_fit_is_said_with_what_an_expert_would_try_first(
             weights=size, gradients=0, optimizer=0, activations=0, logits=0, temporary=0, framework=0, reserved=size
         )
 
-    monkeypatch.setattr(plan_module, "memory_of", memory_of)
+    monkeypatch.setattr(options, "memory_of", memory_of)
     plan = fm.plan(base, data, method=method, device="H100", device_memory=f"{memory + 0.54}GB")
     assert plan.advice[-1].endswith(advice)
     assert plan.fits is False
+
+
+def test_activations_are_kept_where_there_is_room_and_else_computed_again(tmp_path: Path) -> None:
+    base = models.tokenizer(models.model("llama", tmp_path / "base", hidden=64))
+    data = chats(tmp_path / "train.jsonl", 64)
+
+    def plan(memory: float) -> fm.Plan:
+        return fm.plan(base, data, device="H100", device_memory=memory, batch_size=64)
+
+    ample = plan(10**10)
+    memory = ample.requested.memory
+    assert (ample.requested.checkpointing, ample.micro_batch[0]) == (False, 64)
+    fixed, passing = memory.allocated - memory.passing, memory.reserved - memory.allocated + memory.passing
+    # Fewer rows come before computing again, but no fewer than a quarter of them.
+    fewer = plan(machine._CONTEXT + 1.25 * (fixed + 0.6 * passing))
+    assert not fewer.requested.checkpointing
+    assert 16 <= fewer.micro_batch[0] < 64
+    scarce = plan(machine._CONTEXT + 1.25 * (fixed + 0.1 * passing))
+    assert scarce.requested.checkpointing
+    assert scarce.fits
+    assert scarce.micro_batch[0] > 16
+    assert (scarce.seconds or 0) > 1.2 * (ample.seconds or 0)
 
 
 def test_an_example_too_long_for_the_memory_is_refused_however_small_the_model(

@@ -1,4 +1,4 @@
-"""How many tokens are computed at once where memory is short."""
+"""How many tokens are computed at once, and what is kept of them, where memory is short."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from fm.errors import RequestError
 from fm.lifecycle import Fault
-from fm_local.plan import budget, machine, planning
+from fm_local.plan import budget, machine, options, planning
 from fm_local.trainer import device
 from fm_local.trainer.failures import failure_event
 from support.models import make_job, model, tokenizer
@@ -36,12 +36,12 @@ def job(tmp_path: Path) -> Any:
 def memory(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     """Lets this machine have so many bytes beside what the system and a process take."""
     for module in (budget, machine):
-        monkeypatch.setattr(module, "main_memory", lambda: int(size) + machine._SYSTEM + planning._CPU_PROCESS)
+        monkeypatch.setattr(module, "main_memory", lambda: int(size) + machine._SYSTEM + options._CPU_PROCESS)
 
 
 def test_where_memory_is_ample_nothing_is_planned(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "make_plan", lambda *_, **__: pytest.fail("planned"))  # not an Exception
-    assert budget.tokens_at_once(job) == device.micro_batch_tokens(torch.device("cpu")) == USUAL
+    assert budget.budget_of(job) == (device.micro_batch_tokens(torch.device("cpu")), False) == (USUAL, False)
 
 
 def test_where_memory_is_short_as_much_is_computed_at_once_as_the_plan_has_room_for(
@@ -50,34 +50,37 @@ def test_where_memory_is_short_as_much_is_computed_at_once_as_the_plan_has_room_
     # The bound from the width alone must not be what decides here.
     monkeypatch.setattr(budget, "kept_bytes", lambda *_: float("inf"))
     found = []
-    for size in (1e9, 2e7, 1e7, 1e6):
+    for size in (1e9, 2e8, 1e8, 1e7, 5e6, 1e6):
         memory(monkeypatch, size)
-        found.append(budget.tokens_at_once(job))
-    assert found[0] == USUAL
-    assert found == sorted(found, reverse=True)
-    assert USUAL > found[1] > found[2] > LENGTH
-    assert found[3] == LENGTH  # no room for one, and one is tried
+        found.append(budget.budget_of(job))
+    ample, fewer, *checkpointed = found
+    assert ample == (USUAL, False)
+    assert USUAL / 4 <= fewer.max_tokens < USUAL and not fewer.checkpointing
+    assert all(each.checkpointing for each in checkpointed)
+    at_once = [each.max_tokens for each in checkpointed]
+    assert at_once[0] == USUAL > at_once[1] > at_once[2] > LENGTH
+    assert at_once[3] == LENGTH  # no room for one, and one is tried
 
 
 def test_what_certainly_does_not_fit_the_machine_that_trains_is_refused_unless_told_otherwise(
     job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(budget, "kept_bytes", lambda *_: float("inf"))
-    memory(monkeypatch, -machine._SYSTEM - planning._CPU_PROCESS // 2)  # less than the libraries alone take
+    memory(monkeypatch, -machine._SYSTEM - options._CPU_PROCESS // 2)  # less than the libraries alone take
     with pytest.raises(RequestError, match="can't fit: a step with one example of 60 tokens") as caught:
-        budget.tokens_at_once(job)
-    assert failure_event(caught.value)[2] is Fault.USER
+        budget.budget_of(job)
+    assert failure_event(caught.value, job.request)[2] is Fault.USER
     for told in ({"allow_oversize": True}, {"resume_from": ("a checkpoint, so it fitted somewhere",)}):
-        assert budget.tokens_at_once(job.model_copy(update=told)) == LENGTH
+        assert budget.budget_of(job.model_copy(update=told)) == (LENGTH, True)
 
 
 def test_weights_that_no_memory_here_holds_are_refused_without_a_plan(
     job: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(planning, "make_plan", lambda *_, **__: pytest.fail("planned"))
-    memory(monkeypatch, 1e6 - machine._SYSTEM - planning._CPU_PROCESS)
+    memory(monkeypatch, 1e6 - machine._SYSTEM - options._CPU_PROCESS)
     with pytest.raises(RequestError, match="can't fit: weights, gradients and optimiser states alone"):
-        budget.tokens_at_once(job)
+        budget.budget_of(job)
 
 
 def test_an_example_that_is_longer_than_what_is_usual_is_planned_for(
@@ -87,7 +90,7 @@ def test_an_example_that_is_longer_than_what_is_usual_is_planned_for(
     monkeypatch.setattr(budget, "kept_bytes", lambda _, tokens: 1e18 * (tokens >= LENGTH))
     monkeypatch.setattr(planning, "make_plan", lambda *_, **__: pytest.fail("planned"))
     with pytest.raises(pytest.fail.Exception, match="planned"):
-        budget.tokens_at_once(job)
+        budget.budget_of(job)
 
 
 def test_where_no_plan_can_be_made_what_is_usual_is_tried(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,4 +99,9 @@ def test_where_no_plan_can_be_made_what_is_usual_is_tried(job: Any, monkeypatch:
 
     monkeypatch.setattr(budget, "kept_bytes", lambda *_: float("inf"))
     monkeypatch.setattr(planning, "make_plan", fail)
-    assert budget.tokens_at_once(job) == USUAL
+    assert budget.budget_of(job) == (USUAL, False)
+
+
+def test_what_died_for_want_of_memory_computes_half_as_much_at_once_and_keeps_no_activations(job: Any) -> None:
+    found = [budget.budget_of(job.model_copy(update={"starved": count})) for count in (0, 1, 3, 20)]
+    assert found == [(USUAL, False), (USUAL // 2, True), (USUAL // 8, True), (1, True)]

@@ -207,7 +207,7 @@ def test_where_not_even_one_example_fits_the_failure_tells_how_long_it_is(
     with pytest.raises(torch.OutOfMemoryError) as caught:
         run(job, folder)
     longest = max(len(ids) for ids, _ in examples(8))
-    assert f"step 1, whose longest example has {longest} tokens" in failure_event(caught.value)[1]
+    assert f"step 1, whose longest example has {longest} tokens" in failure_event(caught.value, job.request)[1]
 
 
 SHORT_OF_MEMORY = """

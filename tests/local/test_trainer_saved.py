@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from support.gradients import plain_mean_gradient
-from support.models import END, EOS, examples, make_job, model, run, series
+from support.models import END, EOS, events, examples, make_job, model, run, series
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -42,19 +42,15 @@ def test_the_saved_generation_config_samples_as_the_base_does(tmp_path: Path, me
     assert EOS in saved["eos_token_id"]
 
 
-def test_trap_25_the_first_layers_adapter_learns_under_activation_checkpointing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from fm_local.trainer import methods
-
+def test_trap_25_the_first_layers_adapter_learns_under_activation_checkpointing(tmp_path: Path) -> None:
     base = model("llama", tmp_path / "base")
     losses = []
     for checkpointing in (False, True):
-        monkeypatch.setattr(methods, "needs_activation_checkpointing", lambda *_, on=checkpointing: on)
         job, folder = make_job(
             tmp_path / str(checkpointing), rows=examples(8), base=base, method="lora", training_duration="3ba"
         )
-        run(job, folder)
+        run(job, folder, checkpointing=checkpointing)
+        assert [said["checkpointing"] for said in events(folder, "MODEL_INITIALIZED")] == [checkpointing]
         losses.append(series(folder, "loss/train/total"))
     weights = load_file(folder.final / "adapter_model.safetensors")
     first = {name: w for name, w in weights.items() if ".layers.0." in name and "lora_B" in name}

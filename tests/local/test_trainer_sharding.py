@@ -24,9 +24,9 @@ device.rows_of_logits = lambda _: 1
 """
 """So few tokens at once that a step has several pieces, of which the processes have different numbers, and so few rows
 of logits that most pieces have several blocks."""
-FIRST_SAYS = "from fm_local.plan import budget; budget.tokens_at_once = lambda _: 50"
+FIRST_SAYS = "from fm_local.plan import budget; budget.budget_of = lambda _: budget.Budget(50)"
 """The same, by what the first process alone is asked for."""
-RECOMPUTE = "from fm_local.trainer import methods; methods.needs_activation_checkpointing = lambda *_: True"
+RECOMPUTE = "from fm_local.plan import budget; budget.budget_of = lambda _: budget.Budget(50, checkpointing=True)"
 SHORT_ANSWERS = "from fm_local.trainer import evaluate; evaluate._SAMPLE_TOKENS = 8"
 ALL_PARTED = "from fm_local.trainer import zero; zero.KEPT_WHOLE = 0"
 TROUBLE = """

@@ -1,10 +1,10 @@
-"""How many tokens a training computes at once on the machine that it runs on."""
+"""How much a training computes at once, and keeps, on the machine that it runs on."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,15 +19,29 @@ from fm_local.prepare.shards import TokenDataset
 from fm_local.trainer import device
 
 
-def tokens_at_once(job: Job) -> int:
+class Budget(NamedTuple):
+    """How a process makes do with the memory that it has."""
+
+    max_tokens: int
+    """Padded ones that are computed at once, unless one example alone has more."""
+    checkpointing: bool = False
+    """Whether activations are computed again in the backward pass instead of kept."""
+
+
+def budget_of(job: Job) -> Budget:
     """What suits the device, or what the plan finds room for where its memory is short, but one example at least.
 
     Where memory runs out all the same, a trainer on a GPU halves it, unless it is sharded; on a CPU the system ends a
-    process that takes too much, and nothing is left to go on with.
+    process that takes too much, and the next attempt computes half as much at once, and keeps no activations.
 
     Raises:
         RequestError: it certainly doesn't fit here. A create is checked where it is made, which may be another machine.
     """
+    planned = _planned(job)
+    return Budget(max(1, planned.max_tokens >> job.starved), planned.checkpointing or job.starved > 0)
+
+
+def _planned(job: Job) -> Budget:
     cuda = torch.cuda.is_available()
     usual = device.micro_batch_tokens(torch.device("cuda" if cuda else "cpu"))
     world, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
@@ -41,7 +55,7 @@ def tokens_at_once(job: Job) -> int:
     if may_refuse:
         refuse_weights(least, memory, model, request)
     if kept_bytes(model, max(usual, counted.longest)) <= (memory - least) / 8:  # planning takes seconds
-        return usual
+        return Budget(usual)
     device.keep_few_products()
     # Tracing imports much that a plainly small training does without.
     from fm_local.plan.planning import make_plan
@@ -53,10 +67,10 @@ def tokens_at_once(job: Job) -> int:
     try:
         plan = make_plan(task, amounts=counted)
     except Exception:  # whatever a model says to tensors without values: it is trained all the same
-        return usual
+        return Budget(usual, checkpointing=cuda)  # a GPU computes again sooner than a CPU gets more memory
     if may_refuse:
         refuse_plan(plan, model, request)
-    return min(usual, max(1, plan.most_rows) * plan.micro_batch[1])
+    return Budget(min(usual, max(1, plan.most_rows) * plan.micro_batch[1]), plan.requested.checkpointing)
 
 
 def _base(job: Job) -> ModelRef:

@@ -53,20 +53,21 @@ def do_job(folder: StageFolder, stop_requested: Callable[[], bool], *, began: da
     if not _own(folder, began):
         return EXIT_STOPPED  # not 0, by which torchrun would let the other ranks wait for this one
     os.environ.update(_QUIET)
+    job: Job | None = None
     try:
         with importing():
-            from fm_local.plan.budget import tokens_at_once
+            from fm_local.plan.budget import budget_of
             from fm_local.trainer.loop import train
         keep()
 
         job = Job.read(folder)
         job = job.model_copy(update={"started_at": max(began, job.started_at)}) if began else job
-        max_tokens = tokens_at_once(job) if _is_first() else None  # the first process's counts for all
-        done = train(job, folder, stop_requested=stop_requested, max_tokens=max_tokens)
+        budget = budget_of(job)._asdict() if _is_first() else {}  # the first process's counts for all
+        done = train(job, folder, stop_requested=stop_requested, **budget)
         return 0 if done else EXIT_STOPPED
     except Exception as error:
         traceback.print_exc()
-        return _report(folder, error)
+        return _report(folder, error, job)
 
 
 def is_outdated(folder: StageFolder) -> bool:
@@ -109,7 +110,7 @@ def note_exit(folder: StageFolder, code: int) -> None:
             write_json(folder.process, {**(leftover(folder) or _identity()), "exit": code})
 
 
-def _report(folder: StageFolder, error: Exception) -> int:
+def _report(folder: StageFolder, error: Exception, job: Job | None) -> int:
     from fm.errors import DiskFull
     from fm_local.trainer.failures import failure_event, is_lost_peer
 
@@ -117,7 +118,7 @@ def _report(folder: StageFolder, error: Exception) -> int:
         return EXIT_DISK_FULL
     if is_lost_peer(error) or passes(error):
         return EXIT_LOST  # what befell the other one, or the network's disk, is for whoever knows of it to say
-    type, message, fault = failure_event(error)
+    type, message, fault = failure_event(error, job.request if job else None)
     try:
         reporter = Reporter(folder)
         reporter.event(type, message, fault=fault.value, exit_code=EXIT_FAILED)

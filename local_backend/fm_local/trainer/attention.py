@@ -6,6 +6,7 @@ flash-attn is a package that has to be compiled and is seldom there; torch has b
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -32,6 +33,10 @@ def candidates(device: torch.device, present: str) -> list[str]:
         return [present]
     flash = ["flash_attention_2"] if is_flash_attn_2_available() else []
     return list(dict.fromkeys([*flash, VARLEN, "flex_attention", present]))
+
+
+_ASKED_FOR_GROUPS = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
+"""Whether torch's FlashAttention has to be told that queries share keys; before 2.12 it took them so unasked."""
 
 
 class Layout(NamedTuple):
@@ -108,6 +113,7 @@ def _by_varlen(
     begins = layout.boundaries
     if begins is None:
         begins = torch.arange(0, len(q) + 1, layout.length, dtype=torch.int32, device=q.device)
+    groups: dict[str, Any] = {"enable_gqa": k.shape[1] != q.shape[1]} if _ASKED_FOR_GROUPS else {}
     out: Any = varlen.varlen_attn(
         q,
         k,
@@ -118,7 +124,7 @@ def _by_varlen(
         layout.longest,
         scale=scaling,
         window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=k.shape[1] != q.shape[1],
+        **groups,
     )
     return cast("torch.Tensor", out)
 

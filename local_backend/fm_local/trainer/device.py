@@ -7,17 +7,21 @@ import os
 import platform
 import resource
 import sys
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs
+from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-from fm.errors import MissingExtra
+from fm.errors import MissingExtra, Unsupported
 from fm.layout import StageFolder
 from fm.request import TrainRequest
 
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "numpy", "ftctl")
+_PATIENCE = timedelta(hours=6)
+"""What processes wait for each other: while the first saves, or answers prompts, the others have nothing to do, and
+NCCL by itself would give up after ten minutes. What hangs is noticed by the agent."""
 _TRACKER_MODULES = {"mlflow": "mlflow", "wandb": "wandb", "tensorboard": "tensorboard"}
 
 
@@ -26,13 +30,21 @@ def open_accelerator(request: TrainRequest, folder: StageFolder) -> Accelerator:
 
     Raises:
         MissingExtra: a tracker that the request names is not installed.
+        Unsupported: its precision is bf16, which the GPU here does not compute in.
     """
     for tracker in request.trackers:
         if importlib.util.find_spec(_TRACKER_MODULES[tracker]) is None:
             raise MissingExtra(f"tracker {tracker!r} is not installed here", extra="track")
     keep_few_products()
     precision = pick_precision(request)
+    if precision == "bf16" and torch.cuda.is_available() and not _computes_bf16():
+        raise Unsupported(
+            f"{torch.cuda.get_device_name()} does not compute in bf16", field="precision",
+            hint='leave precision at "auto", which takes fp32 there',
+        )
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    # What is offloaded is summed over the processes in main memory, where NCCL can't.
+    both = {"backend": "cuda:nccl,cpu:gloo"} if torch.cuda.is_available() else {}
     return Accelerator(
         # Without being told, accelerate overlooks that there are several processes where there is no GPU.
         cpu=True if several and not torch.cuda.is_available() else None,
@@ -41,6 +53,7 @@ def open_accelerator(request: TrainRequest, folder: StageFolder) -> Accelerator:
         project_dir=folder.trackers,
         # Buffers hold nothing that training changes, and ranks make unequal numbers of micro-batches.
         kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=_PATIENCE, **both),
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             # Else it would keep a copy of each layer that ZeRO 3 has gathered until the end of the forward pass.
             AutocastKwargs(cache_enabled=request.sharding != "zero3"),
@@ -54,10 +67,14 @@ def pick_precision(request: TrainRequest) -> str:
     if request.precision != "auto":
         return request.precision
     if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return "bf16" if _computes_bf16() else "fp32"
     if torch.backends.mps.is_available():
         return "fp32"
     return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+
+
+def _computes_bf16() -> bool:
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def keep_few_products() -> None:
@@ -100,11 +117,6 @@ def prefers_plain_attention(device: torch.device, precision: str, mean_length: f
     skewed lengths of 98 on average (`docs/performance.md`). Written out it needs memory for the length squared, of the
     longest example too: 2 MB for each head and layer at 1,024 tokens, 128 MB at 8,192."""
     return device.type == "cpu" and precision == "bf16" and mean_length <= 256 and longest <= 1024
-
-
-def needs_activation_checkpointing(device: torch.device, parameters: int) -> bool:
-    """Whether activations are computed again in the backward pass: from 1B parameters on, where memory is dear."""
-    return device.type != "cpu" and parameters >= 1_000_000_000
 
 
 def peak_gib(device: torch.device) -> float:

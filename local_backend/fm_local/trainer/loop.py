@@ -37,6 +37,7 @@ def train(
     *,
     stop_requested: Callable[[], bool] = lambda: False,
     max_tokens: int | None = None,
+    checkpointing: bool = False,
     now: Callable[[], float] = time.time,
 ) -> bool:
     """Trains as `job` says and leaves the result in ``final/`` of `folder`.
@@ -44,6 +45,8 @@ def train(
     Args:
         stop_requested: asked between steps; once true, a checkpoint is saved and the training returns.
         max_tokens: padded tokens computed at once; None for what suits the device. The gradient does not depend on it.
+        checkpointing: whether activations are computed again in the backward pass. Nor on that.
+            Of several processes, both are the first's.
         now: seconds since 1970, with which a wall-clock budget is measured.
 
     Returns:
@@ -65,10 +68,19 @@ def train(
     report = Report(folder, job, accelerator)
     report.pause("loading", moved=bytes_to_load(job))  # until the first step is done
 
-    training = make_ready(job, accelerator, report)
+    def agree(*decisions: float) -> list[float]:
+        """What the first process decided: clocks and signals differ between processes, their steps must not."""
+        if world == 1:
+            return list(decisions)
+        values = torch.tensor(decisions, dtype=torch.float64, device=accelerator.device)
+        torch.distributed.broadcast(values, src=0)
+        return values.tolist()
+
+    # Else the processes would cut unequal numbers of pieces, and gather sharded layers unequal times.
+    tokens_at_once, recompute = agree(max_tokens or device.micro_batch_tokens(accelerator.device), checkpointing)
+    training = make_ready(job, accelerator, report, checkpointing=bool(recompute))
     data, trainee, optimizer = training.data, training.trainee, training.optimizer
-    max_tokens = max_tokens or device.micro_batch_tokens(accelerator.device)
-    stepper = Stepper(training, accelerator, max_tokens=max_tokens, beat=report.sign)
+    stepper = Stepper(training, accelerator, max_tokens=int(tokens_at_once), beat=report.sign)
     saved_bytes = 4 * trainee.parameters + 12 * training.trained_parameters  # at most: weights, or also AdamW's moments
     facts = RankFacts(folder, training, accelerator.process_index) if job.rank_facts else None
 
@@ -116,14 +128,6 @@ def train(
         if at.index == len(steps):
             at.epoch, at.index = at.epoch + 1, 0
             steps = epoch_steps(len(data), request.batch_size, request.seed, at.epoch)
-
-    def agree(*decisions: float) -> list[float]:
-        """What the first process decided: clocks and signals differ between processes, their steps must not."""
-        if world == 1:
-            return list(decisions)
-        values = torch.tensor(decisions, dtype=torch.float64, device=accelerator.device)
-        torch.distributed.broadcast(values, src=0)
-        return values.tolist()
 
     def beat() -> None:
         report.sign()
@@ -176,7 +180,6 @@ def train(
         epoch = passed(at)[Unit.EPOCH]
         return {"step": at.step, "total_steps": pace.total_steps(at), "epoch": epoch, "tokens": at.tokens}
 
-    stepper.max_tokens = int(agree(stepper.max_tokens)[0])  # else the processes would cut unequal numbers of pieces
     total = pace.total_steps(at)
     report.event(
         EventType.TRAIN_STARTED,

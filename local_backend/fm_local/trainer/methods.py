@@ -25,7 +25,6 @@ from fm_local.models.nf4 import load_nf4, size_of
 from fm_local.models.presets import build
 from fm_local.trainer.adapters import MERGE_FIRST, add_adapter
 from fm_local.trainer.copies import share_inputs
-from fm_local.trainer.device import needs_activation_checkpointing
 from fm_local.trainer.fused_norm import fuse_norms
 
 
@@ -47,11 +46,14 @@ class Trainee:
     """Those of the whole model, adapters included; one in 4 bits counts as one."""
 
 
-def prepare_model(job: Job, tokenizer: Any, *, precision: str, device: torch.device) -> Trainee:
+def prepare_model(
+    job: Job, tokenizer: Any, *, precision: str, device: torch.device, checkpointing: bool = False
+) -> Trainee:
     """Loads the job's base and makes the weights that its method trains trainable.
 
     Args:
         tokenizer: with the request's new tokens; the model is given embeddings for them, and must have all others.
+        checkpointing: whether activations are computed again in the backward pass, if the model's family can do that.
 
     Raises:
         RequestError: the method can't be applied to this model.
@@ -90,8 +92,7 @@ def prepare_model(job: Job, tokenizer: Any, *, precision: str, device: torch.dev
             hint="name the tokens that the model lacks in new_tokens=, or use the tokenizer that it was trained with",
         )
     model.config.use_cache = False
-    parameters = sum(size_of(parameter) for parameter in model.parameters())
-    if needs_activation_checkpointing(device, parameters):
+    if checkpointing and model.supports_gradient_checkpointing:
         # Not re-entrant: adapters get gradients although the embeddings below them need none.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     peft_model = None

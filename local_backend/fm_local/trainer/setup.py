@@ -97,8 +97,8 @@ def _hold(
     return trainee, model, TorchOptimizer(optimizer, trainee.trainable)
 
 
-def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
-    """Loads what `job` names, and reports it.
+def make_ready(job: Job, accelerator: Accelerator, report: Report, *, checkpointing: bool = False) -> Training:
+    """Loads what `job` names, and reports it. `checkpointing`: see `prepare_model`.
 
     Raises:
         FMError: something is missing, damaged, or doesn't fit.
@@ -117,7 +117,9 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
     )
 
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
-    trainee = prepare_model(job, tokenizer, precision=precision, device=accelerator.device)
+    trainee = prepare_model(
+        job, tokenizer, precision=precision, device=accelerator.device, checkpointing=checkpointing
+    )
     loss = TokenLoss(
         trainee.language_model, head_apart=False, rows_at_once=device.rows_of_logits(accelerator.device)
     )
@@ -145,6 +147,7 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report) -> Training:
         attention=trainee.language_model.config._attn_implementation,
         sharding=request.sharding,
         packed=packed,
+        checkpointing=checkpointing and trainee.language_model.supports_gradient_checkpointing,
         learning_rate=peak_rate,
         usual_rate=usual_rate,
         processes=accelerator.num_processes,

@@ -32,8 +32,7 @@ def shard(loss: TokenLoss, trainee: Trainee, accelerator: Accelerator, *, offloa
     """Parts the weights of `loss` among the processes, and moves each part to where it is kept.
 
     Each layer is gathered by itself, for its forward and its backward pass. Embeddings, last norm and head are gathered
-    for the whole step: the loss applies the head apart from the model, again in the backward pass, and tied ones are
-    used at both ends.
+    for the whole step: the loss applies the head apart from the model, and tied ones are used at both ends.
 
     Args:
         trainee: on the CPU still, so that no device ever holds the whole.

@@ -20,8 +20,7 @@ def plan(
     """What the training that `fm.create` would start with the same parameters needs: memory, steps, time, cost.
 
     No weights are loaded and nothing is written: a step is traced on fake tensors, from the model's configuration.
-    Beside what is asked for, all methods and shardings that the model can be planned with are compared, also those that
-    can't be trained together yet.
+    Beside what is asked for, all methods and shardings are compared with which the same request could be created.
 
     Args:
         args, parameters: those of `fm.create`.
