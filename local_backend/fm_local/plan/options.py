@@ -112,9 +112,9 @@ class Options:
         request = self._task.request
         usable = self._machine.usable(request.num_processes) / (1.0 if checkpointing else _SPARE)
         memory = self._memory(request, usual, checkpointing=checkpointing)
-        if memory.reserved <= usable:
+        if memory.reserved <= usable or not checkpointing:  # there, what is to spare covers what this is off by
             fixed = memory.allocated - memory.passing
-            return int((usable - fixed) / max(1.0, (memory.reserved - fixed) / usual))
+            return max(0, int((usable - fixed) / max(1.0, (memory.reserved - fixed) / usual)))
         if usual == 1:
             return 0
         alone = self._memory(request, 1, checkpointing=checkpointing)
