@@ -20,7 +20,7 @@ from fm.errors import MissingExtra, RequestError, Unavailable, Unsupported
 from fm.machine import main_memory
 from fm.plans import Plan, PlanTask
 from fm.presets import PRESETS
-from fm.request import WHOLE_WEIGHTS, TaskType
+from fm.request import WHOLE_WEIGHTS, TaskType, what_takes_less
 from fm.resolve import context_length_of, shape_of
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ READ_ROWS = 2000
 _PLAINLY_SMALL = 1 << 30
 """Bytes of need below which no device is asked how much it has."""
 _CERTAINLY = 1.25
-"""How much more than the device holds the plan must say before a training is refused: its own error is below that."""
+"""How much more than the device holds the plan must say before a training is refused: plans err by less, but for a
+few (docs/plan.md)."""
 
 
 def parse_bytes(value: float | str | None, *, field: str = "device_memory") -> int | None:
@@ -126,8 +127,7 @@ def _oversize(model: ModelRef, request: TrainRequest, what: str, need: float, me
         f"training {model.name} with method={request.method!r} can't fit: {what} would take {human_bytes(need)} of the "
         f"{human_bytes(memory)} that a process has here",
         field="model",
-        hint="`ftctl plan` with the same parameters shows what would fit: a smaller model, a shorter context_length, "
-        "LoRA, QLoRA, sharding, offload; allow_oversize=True tries it all the same",
+        hint=f"{what_takes_less(request)}; allow_oversize=True tries it all the same",
     )
 
 

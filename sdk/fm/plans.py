@@ -75,7 +75,8 @@ class Plan(_Value):
     """(rows, tokens) computed at once on each device: the longest examples of the data, as many as suit the device and
     fit it, and one where not even that fits."""
     most_rows: int
-    """Rows of that length that would still fit, activations kept or not as they are; 0 where not even one does."""
+    """Rows of that length that would still fit; with a quarter more to spare, where activations are kept. 0 where not
+    even one does."""
     options: tuple[PlanOption, ...]
     examples: int
     tokens_per_epoch: int

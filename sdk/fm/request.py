@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fm.duration import Duration
 from fm.errors import RequestError
 from fm.names import check_model_name, check_run_name
+from fm.presets import PRESETS
 
 Method = Literal["lora", "qlora", "full"]
 Sharding = Literal["none", "full", "full-offload", "zero2", "zero3"]
@@ -278,12 +279,17 @@ def _translate(error: ValidationError) -> RequestError:
     return RequestError(f"{field}: {first['msg'][:1].lower()}{first['msg'][1:]}; got {first['input']!r}", field=field)
 
 
-def what_takes_less(request: TrainRequest) -> str:
-    """What to do where the memory does not hold `request`, in the order in which an expert would."""
+def what_takes_less(request: TrainRequest, *, of_gpu: bool = True) -> str:
+    """What to do where a memory does not hold `request`, in the order in which an expert would. `of_gpu`: whether it is
+    each process's own, so that sharding and offload leave more of it."""
     tries = {"full": ["method='lora'", "method='qlora'"], "lora": ["method='qlora'"], "qlora": []}[request.method]
-    tries += {"none": ["sharding='full' with more num_processes"], "full": ["sharding='full-offload'"]}.get(
-        request.sharding, []
-    )
+    if request.model in PRESETS:
+        tries = []  # an adapter has nothing to build on there
+    if of_gpu and request.optimizer != "adafactor":
+        tries += {
+            "none": ["sharding='full' over several GPUs"], "zero2": ["sharding='zero3'"],
+            "full": ["sharding='full-offload'"],
+        }.get(request.sharding, [])
     return (
         f"try, in this order: {', '.join([*tries, 'a shorter context_length', 'a smaller model'])}; `ftctl plan` shows "
         "what fits. batch_size does not matter, since a step is computed in pieces"

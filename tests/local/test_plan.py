@@ -109,28 +109,6 @@ def test_what_does_not_fit_is_said_with_what_an_expert_would_try_first(
     assert plan.fits is False
 
 
-def test_activations_are_kept_where_there_is_room_and_else_computed_again(tmp_path: Path) -> None:
-    base = models.tokenizer(models.model("llama", tmp_path / "base", hidden=64))
-    data = chats(tmp_path / "train.jsonl", 64)
-
-    def plan(memory: float) -> fm.Plan:
-        return fm.plan(base, data, device="H100", device_memory=memory, batch_size=64)
-
-    ample = plan(10**10)
-    memory = ample.requested.memory
-    assert (ample.requested.checkpointing, ample.micro_batch[0]) == (False, 64)
-    fixed, passing = memory.allocated - memory.passing, memory.reserved - memory.allocated + memory.passing
-    # Fewer rows come before computing again, but no fewer than a quarter of them.
-    fewer = plan(machine._CONTEXT + 1.25 * (fixed + 0.6 * passing))
-    assert not fewer.requested.checkpointing
-    assert 16 <= fewer.micro_batch[0] < 64
-    scarce = plan(machine._CONTEXT + 1.25 * (fixed + 0.1 * passing))
-    assert scarce.requested.checkpointing
-    assert scarce.fits
-    assert scarce.micro_batch[0] > 16
-    assert (scarce.seconds or 0) > 1.2 * (ample.seconds or 0)
-
-
 def test_an_example_too_long_for_the_memory_is_refused_however_small_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from fm.errors import RequestError
-from fm.lifecycle import Fault
+from fm.errors import RequestError, Unsupported
+from fm.lifecycle import EventType, Fault
+from fm.request import TrainRequest
 from fm_local.plan import budget, machine, options, planning
 from fm_local.trainer import device
 from fm_local.trainer.failures import failure_event
@@ -95,7 +96,7 @@ def test_an_example_that_is_longer_than_what_is_usual_is_planned_for(
 
 def test_where_no_plan_can_be_made_what_is_usual_is_tried(job: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise planning.Unsupported("a step can't be traced")
+        raise Unsupported("a step can't be traced")
 
     monkeypatch.setattr(budget, "kept_bytes", lambda *_: float("inf"))
     monkeypatch.setattr(planning, "make_plan", fail)
@@ -105,3 +106,43 @@ def test_where_no_plan_can_be_made_what_is_usual_is_tried(job: Any, monkeypatch:
 def test_what_died_for_want_of_memory_computes_half_as_much_at_once_and_keeps_no_activations(job: Any) -> None:
     found = [budget.budget_of(job.model_copy(update={"starved": count})) for count in (0, 1, 3, 20)]
     assert found == [(USUAL, False), (USUAL // 2, True), (USUAL // 8, True), (1, True)]
+
+
+def test_a_gpus_share_is_not_cut_for_want_of_main_memory_nor_trusted_where_no_plan_can_be_made(
+    job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Properties:
+        total_memory = 80 * 10**9
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+    usual = device.micro_batch_tokens(torch.device("cuda"))
+    assert budget.budget_of(job.model_copy(update={"starved": 3})) == (usual, False)
+
+    def fail(*_: object, **__: object) -> None:
+        raise Unsupported("a step can't be traced")
+
+    monkeypatch.setattr(budget, "kept_bytes", lambda *_: 0.0)  # a family that does not say its shape
+    monkeypatch.setattr(planning, "make_plan", fail)
+    assert budget.budget_of(job) == (usual, True)
+
+
+@pytest.mark.parametrize(
+    ("asked", "first"),
+    [
+        ({"method": "full"}, "method='lora', method='qlora', sharding='full' over several GPUs, a shorter"),
+        ({"method": "lora", "optimizer": "adafactor"}, "method='qlora', a shorter"),
+        ({"model": "fm/nano-llama", "method": "full"}, "sharding='full' over several GPUs, a shorter"),
+        ({"method": "qlora", "num_processes": 2, "sharding": "full"}, "sharding='full-offload', a shorter"),
+        ({"method": "qlora", "num_processes": 2, "sharding": "full-offload"}, "a shorter context_length, a smaller"),
+    ],
+)
+def test_exhausted_memory_is_the_users_to_act_on_and_told_with_what_is_left_to_try(
+    asked: dict[str, Any], first: str
+) -> None:
+    request = TrainRequest.build({"model": "m", "train_data_path": "d", **asked})
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    type, message, fault = failure_event(error, request)
+    assert (type, fault) == (EventType.FAILED, Fault.USER)
+    assert f"try, in this order: {first}" in message
+    assert failure_event(ZeroDivisionError("x"), request)[::2] == (EventType.FAILED_EXCEPTION, Fault.INTERNAL)

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,14 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fm.duration import Duration
-from fm.errors import MissingExtra, Unsupported
+from fm.errors import MissingExtra
 from fm.files import read_manifest
 from fm.job import EXIT_FAILED
-from fm.lifecycle import EventType, Fault
-from fm.request import TrainRequest
 from fm_local.trainer import device, schedule
 from fm_local.trainer.batching import _GROUP_SHARE, epoch_steps, micro_batches, rank_share
-from fm_local.trainer.failures import failure_event
 from fm_local.trainer.rates import default_rate, rate_warning
 from support.models import events, examples, lines, make_job, model, run
 
@@ -265,37 +261,6 @@ def test_a_request_that_can_not_be_trained_ends_in_failed_and_exit_1(tmp_path: P
     assert (last["type"], last["data"]["fault"]) == ("FAILED", "user")
     assert "q_proj" in last["message"]
     assert not folder.final.exists()
-
-
-@pytest.mark.parametrize(
-    ("asked", "first"),
-    [
-        ({"method": "full"}, "method='lora', method='qlora', sharding='full' with more"),
-        ({"method": "lora"}, "method='qlora', sharding='full' with more"),
-        ({"method": "qlora", "num_processes": 2, "sharding": "full"}, "sharding='full-offload', a shorter"),
-        ({"method": "qlora", "num_processes": 2, "sharding": "full-offload"}, "a shorter context_length, a smaller"),
-    ],
-)
-def test_exhausted_memory_is_the_users_to_act_on_and_told_with_what_is_left_to_try(
-    asked: dict[str, Any], first: str
-) -> None:
-    request = TrainRequest.build({"model": "m", "train_data_path": "d", **asked})
-    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
-    type, message, fault = failure_event(error, request)
-    assert (type, fault) == (EventType.FAILED, Fault.USER)
-    assert f"try, in this order: {first}" in message
-    assert failure_event(ZeroDivisionError("x"), request)[::2] == (EventType.FAILED_EXCEPTION, Fault.INTERNAL)
-
-
-def test_bf16_is_refused_on_a_gpu_without_it_before_anything_is_loaded(
-    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job, folder = make_job(tmp_path, rows=examples(8), base=base, precision="bf16")
-    gpu = {"is_available": True, "is_bf16_supported": False, "get_device_name": "Tesla T4"}
-    for name, answer in gpu.items():
-        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
-    with pytest.raises(Unsupported, match="Tesla T4 does not compute in bf16"):
-        device.open_accelerator(job.request, folder)
 
 
 def test_training_opens_no_socket(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,6 +138,7 @@ def test_sharded_layers_that_are_computed_again_train_the_same(tmp_path: Path, m
     run(job, one)
     _, two = make_job(tmp_path / "two", **common, num_processes=2, sharding=sharding)
     run_ranks(two, before=f"{PIECES}\n{RECOMPUTE}\n{ALL_PARTED}")
+    assert [said["checkpointing"] for said in events(two, "MODEL_INITIALIZED")] == [True]
     assert_same(one, two)
 
 

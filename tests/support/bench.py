@@ -10,7 +10,9 @@ from fm.agent.agent import Agent
 from fm.agent.devices import Devices
 from fm.backends.scripted import Script, ScriptedLauncher
 from fm.clock import SimulatedClock
-from fm.layout import Storage
+from fm.job import Stage
+from fm.launching import Handle, Life, Poll
+from fm.layout import StageFolder, Storage
 from fm.lifecycle import EventType
 from fm.store.database import IN_MEMORY
 from fm.store.store import RunStore
@@ -55,3 +57,20 @@ class Bench:
 
     def kinds(self, record: RunRecord) -> list[EventType]:
         return [event.type for event in self.store.events(record.id, 0, 1000)]
+
+
+class Exits(ScriptedLauncher):
+    """The training process exits at once, with one code after the other, and then trains as scripted."""
+
+    def __init__(self, *codes: int | None) -> None:
+        super().__init__(Script(), SimulatedClock(moment()))
+        self._codes = list(codes)
+
+    def start(self, run: RunRecord, folder: StageFolder, stage: Stage) -> Handle:
+        handle = super().start(run, folder, stage)
+        if stage == "train" and self._codes:
+            return {"exits": self._codes.pop(0)}
+        return handle
+
+    def poll(self, handle: Handle) -> Poll:
+        return Poll(Life.EXITED, handle["exits"]) if "exits" in handle else super().poll(handle)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from fm.agent import worker
 from fm.agent.agent import Agent
 from fm.agent.devices import Devices
 from fm.agent.ingest import Cursor, read_news
@@ -16,35 +14,18 @@ from fm.backends.scripted import Script, ScriptedLauncher
 from fm.clock import SimulatedClock
 from fm.errors import DiskFull, MissingExtra
 from fm.files import make_private
-from fm.job import EXIT_DISK_FULL, EXIT_STOPPED, Job, Stage
+from fm.job import EXIT_DISK_FULL, EXIT_STOPPED, Stage
 from fm.launching import Handle, Life, Poll
 from fm.layout import StageFolder
 from fm.lifecycle import EventType, Fault, Status
 from fm.types import Event, RunRecord
-from support.bench import WHO, Bench
+from support.bench import WHO, Bench, Exits
 from support.stores import moment
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
-
-
-class Exits(ScriptedLauncher):
-    """The training process exits at once, with one code after the other, and then trains as scripted."""
-
-    def __init__(self, *codes: int | None) -> None:
-        super().__init__(Script(), SimulatedClock(moment()))
-        self._codes = list(codes)
-
-    def start(self, run: RunRecord, folder: StageFolder, stage: Stage) -> Handle:
-        handle = super().start(run, folder, stage)
-        if stage == "train" and self._codes:
-            return {"exits": self._codes.pop(0)}
-        return handle
-
-    def poll(self, handle: Handle) -> Poll:
-        return Poll(Life.EXITED, handle["exits"]) if "exits" in handle else super().poll(handle)
 
 
 def test_a_killed_training_is_started_again_from_its_checkpoint(tmp_path: Path) -> None:
@@ -60,19 +41,6 @@ def test_three_attempts_without_progress_end_the_run(tmp_path: Path) -> None:
     run = bench.finish(bench.create())
     assert (run.status, run.fault, run.attempt) == (Status.FAILED, Fault.INFRASTRUCTURE, 3)
     assert "3 attempts in a row" in run.reason
-
-
-def test_attempts_that_die_for_want_of_memory_do_less_at_once_and_end_with_a_remedy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(worker, "kills_for_memory", itertools.count().__next__)  # one more whenever it is asked
-    bench = Bench(tmp_path, Exits(-9, -9, 1))
-    run = bench.finish(bench.create(method="lora"))
-    assert (run.status, run.fault, run.attempt) == (Status.FAILED, Fault.USER, 3)
-    assert "exit code 1, while the machine was out of memory" in run.reason
-    assert "try, in this order: method='qlora'" in run.reason
-    folder = bench.storage.run(run.id)
-    assert [Job.read(folder.attempt(number)).starved for number in (1, 2, 3)] == [0, 1, 2]
 
 
 def test_progress_resets_the_count_of_fruitless_attempts(tmp_path: Path) -> None:

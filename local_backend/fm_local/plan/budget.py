@@ -38,6 +38,8 @@ def budget_of(job: Job) -> Budget:
         RequestError: it certainly doesn't fit here. A create is checked where it is made, which may be another machine.
     """
     planned = _planned(job)
+    if torch.cuda.is_available():  # beside it, main memory runs out for other reasons
+        return planned
     return Budget(max(1, planned.max_tokens >> job.starved), planned.checkpointing or job.starved > 0)
 
 
@@ -47,14 +49,16 @@ def _planned(job: Job) -> Budget:
     world, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     memory = torch.cuda.get_device_properties(0).total_memory if cuda else main_memory() // here
     # Those that there are, on however many machines: a request may go on with fewer than it asked for.
-    request = job.request.model_copy(update={"num_processes": world, "num_nodes": 1, "min_processes": None})
+    now: dict[str, Any] = {"num_processes": world, "num_nodes": 1, "min_processes": None}
+    request = job.request.model_copy(update=now | ({"sharding": "none"} if world == 1 else {}))
     model, counted = _base(job), _counted(job)
     # What has saved a checkpoint has been held somewhere.
     may_refuse = not (job.allow_oversize or job.resume_from)
     least = share_of(least_bytes(request, parameters_of(model) or 0), request)
     if may_refuse:
         refuse_weights(least, memory, model, request)
-    if kept_bytes(model, max(usual, counted.longest)) <= (memory - least) / 8:  # planning takes seconds
+    kept = kept_bytes(model, max(usual, counted.longest))  # 0 where the model does not say its shape
+    if kept <= (memory - least) / 8 and (kept or not cuda):  # planning takes seconds
         return Budget(usual)
     device.keep_few_products()
     # Tracing imports much that a plainly small training does without.
@@ -67,7 +71,7 @@ def _planned(job: Job) -> Budget:
     try:
         plan = make_plan(task, amounts=counted)
     except Exception:  # whatever a model says to tensors without values: it is trained all the same
-        return Budget(usual, checkpointing=cuda)  # a GPU computes again sooner than a CPU gets more memory
+        return Budget(usual, checkpointing=cuda)  # what does not fit a GPU after all may have no second try
     if may_refuse:
         refuse_plan(plan, model, request)
     return Budget(min(usual, max(1, plan.most_rows) * plan.micro_batch[1]), plan.requested.checkpointing)

@@ -4,6 +4,7 @@ once, and whether layers are computed again in the backward pass."""
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple, get_args
@@ -24,8 +25,8 @@ _CPU_PROCESS = 700 << 20
 _ADAFACTOR = 0.01
 """Bytes of state for each parameter: means of rows and columns only."""
 _SPARE = 1.25
-"""How much more than the plan says has to be there for activations to be kept. A plan errs by a fifth at worst; what
-keeps them falls back on fewer rows where memory runs out, and not even that where it is sharded."""
+"""How much more than the plan says has to be there for activations to be kept: about as much as plans err at worst
+(docs/plan.md). What is sharded has nothing to fall back on where memory runs out."""
 _FEWER = 4
 """Rather than compute layers again, as many times fewer rows are computed at once: a pass through a layer is a third to
 a half of its work, and a quarter of the usual tokens still fills a device."""
@@ -58,10 +59,13 @@ class Options:
             Unsupported: a step of the model can't be traced.
             RequestError: the method can't be applied to it.
         """
-        most, checkpointing = self._most_rows(usual, checkpointing=False), False
-        if most < -(-usual // _FEWER):
-            with suppress(Unsupported):  # a family that can't compute a layer again
-                most, checkpointing = self._most_rows(usual, checkpointing=True), True
+        most = self._most_rows(usual, checkpointing=False, spare=_SPARE)
+        if most >= usual / _FEWER:
+            return Rows(min(usual, most), most, checkpointing=False)
+        try:
+            most, checkpointing = self._most_rows(usual, checkpointing=True), True
+        except Unsupported:  # a family that can't compute a layer again
+            most, checkpointing = self._most_rows(usual, checkpointing=False), False
         return Rows(max(1, min(usual, most)), most, checkpointing)
 
     def all(self, rows: Rows) -> tuple[PlanOption, ...]:
@@ -107,19 +111,20 @@ class Options:
             accumulating=True, framework=self._constants.framework, fragmentation=self._constants.fragmentation,
         )
 
-    def _most_rows(self, usual: int, *, checkpointing: bool) -> int:
-        """Rows that would fit, of what was asked for; 0 where not even one does."""
+    def _most_rows(self, usual: int, *, checkpointing: bool, spare: float = 1.0) -> int:
+        """Rows of what was asked for that would fit if `spare` times as much was needed; 0 where not even one does."""
         request = self._task.request
-        usable = self._machine.usable(request.num_processes) / (1.0 if checkpointing else _SPARE)
+        usable = self._machine.usable(request.num_processes) / spare
         memory = self._memory(request, usual, checkpointing=checkpointing)
-        if memory.reserved <= usable or not checkpointing:  # there, what is to spare covers what this is off by
-            fixed = memory.allocated - memory.passing
-            return max(0, int((usable - fixed) / max(1.0, (memory.reserved - fixed) / usual)))
-        if usual == 1:
-            return 0
-        alone = self._memory(request, 1, checkpointing=checkpointing)
-        each = max(1.0, (memory.reserved - alone.reserved) / (usual - 1))
-        return 1 + int((usable - alone.reserved) / each) if alone.reserved <= usable else 0
+        fixed = memory.allocated - memory.passing
+        guess = int((usable - fixed) / max(1.0, (memory.reserved - fixed) / usual))
+        if memory.reserved <= usable or usual == 1:
+            return max(0, guess)
+        # Not all that comes and goes is by the row: a second look, near to what fits, tells how much each row takes.
+        guess = max(1, min(guess, usual - 1))
+        there = self._memory(request, guess, checkpointing=checkpointing)
+        each = max(1.0, (memory.reserved - there.reserved) / (usual - guess))
+        return max(0, guess + math.floor((usable - there.reserved) / each))
 
     def _step(self, method: Method, rows: int, checkpointing: bool) -> Step:
         """How the trainer would compute the largest micro-batch."""

@@ -1,7 +1,8 @@
 """Attention over packed rows: what there is on a device, torch's own FlashAttention for rows of several documents, and
 on a CPU one document after the other.
 
-flash-attn is a package that has to be compiled and is seldom there; torch has brought the same kernel along since 2.10.
+flash-attn is a package that has to be compiled and is seldom there; torch has brought the same kernel along since 2.10,
+and windows in it since 2.11.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def open_accelerator(request: TrainRequest, folder: StageFolder) -> Accelerator:
         )
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     # What is offloaded is summed over the processes in main memory, where NCCL can't.
-    both = {"backend": "cuda:nccl,cpu:gloo"} if torch.cuda.is_available() else {}
+    both = {"backend": "cuda:nccl,cpu:gloo"} if several and torch.cuda.is_available() else {}
     return Accelerator(
         # Without being told, accelerate overlooks that there are several processes where there is no GPU.
         cpu=True if several and not torch.cuda.is_available() else None,

@@ -41,9 +41,10 @@ class Trainee:
     random_weights: bool
     saved_dtype: torch.dtype
     """In what number format a fully trained model is saved: its base's own."""
-
     parameters: int
     """Those of the whole model, adapters included; one in 4 bits counts as one."""
+    checkpointing: bool
+    """Whether activations are computed again in the backward pass."""
 
 
 def prepare_model(
@@ -92,7 +93,8 @@ def prepare_model(
             hint="name the tokens that the model lacks in new_tokens=, or use the tokenizer that it was trained with",
         )
     model.config.use_cache = False
-    if checkpointing and model.supports_gradient_checkpointing:
+    checkpointing = checkpointing and model.supports_gradient_checkpointing
+    if checkpointing:
         # Not re-entrant: adapters get gradients although the embeddings below them need none.
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     peft_model = None
@@ -111,7 +113,8 @@ def prepare_model(
         model.to(device)  # else each process moves its part
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     parameters = sum(size_of(parameter) for parameter in model.parameters())
-    return Trainee(model, peft_model, trainable, job.model.kind == "preset", saved_dtype, parameters)
+    is_preset = job.model.kind == "preset"
+    return Trainee(model, peft_model, trainable, is_preset, saved_dtype, parameters, checkpointing)
 
 
 def _folders(job: Job) -> tuple[Path | None, Path | None]:

@@ -147,7 +147,7 @@ def make_ready(job: Job, accelerator: Accelerator, report: Report, *, checkpoint
         attention=trainee.language_model.config._attn_implementation,
         sharding=request.sharding,
         packed=packed,
-        checkpointing=checkpointing and trainee.language_model.supports_gradient_checkpointing,
+        checkpointing=trainee.checkpointing,
         learning_rate=peak_rate,
         usual_rate=usual_rate,
         processes=accelerator.num_processes,

@@ -46,8 +46,7 @@ class Worker:
         devices: tuple[int, ...] | None = None,
     ) -> None:
         """`devices` are those reserved for a run just claimed; None for one that is adopted."""
-        self._store = store
-        self._storage = storage
+        self._store, self._storage = store, storage
         self._freight = Freight(store, files, storage)
         self._launcher = launcher
         self.lease = lease
@@ -57,7 +56,7 @@ class Worker:
         self._renewed = store.clock.now()
         self._watched, self._silence = WatchedTime(), Silence()
         self._grace = Grace(launcher, store.clock)
-        self._stalled = ""
+        self._stalled, self._kills = "", kills_for_memory()
         self._adopted = devices is None
         is_elsewhere = devices is None and not processes.is_here(self._work.get("handle") or {})
         self.is_here = not is_elsewhere and run.launcher != CLUSTER_LAUNCHER
@@ -145,8 +144,8 @@ class Worker:
     ) -> None:
         now = self._store.clock.now()
         facts = {"base_digest": prepared["base_digest"]} if prepared and "base_digest" in prepared else {}
-        self._work = {"stage": stage, "attempt": attempt, "handle": None, "devices": self.devices, "facts": facts}
-        self._work |= {"cursor": asdict(Cursor(lines=lines)), "kills": kills_for_memory()}
+        self._work = {"stage": stage, "attempt": attempt, "handle": None, "devices": self.devices}
+        self._work |= {"cursor": asdict(Cursor(lines=lines)), "facts": facts}
         started = [Event(type=EventType.STARTED, time=now, message=f"attempt {attempt}", data={"attempt": attempt})]
         job = make_job(
             self._storage, self._run, inputs, stage, attempt, prepared=prepared, now=now, devices=self.devices
@@ -174,6 +173,8 @@ class Worker:
             return
         # Asked first and read second: what a process wrote before it exited is then always seen.
         poll = self._launcher.poll(self._work["handle"])
+        if poll.life is Life.ALIVE:
+            self._kills = kills_for_memory()
         self._take_in(self._read())
         cap_log(self._stage_folder(), self._cursor())
         put_out = self._is_put_out()
@@ -243,15 +244,16 @@ class Worker:
         elif code == EXIT_STOPPED:
             self._requeue("its process was stopped from outside; " + self._progress())
         else:
-            self._crashed(code)
+            # A process that was ended for want of memory since this one was last seen alive is most likely this one.
+            trained_here = self.is_here and self._work["stage"] == "train" and not self._stalled
+            self._crashed(code, starved=trained_here and kills_for_memory() > self._kills)
 
-    def _crashed(self, code: int | None) -> None:
-        starved = self.is_here and not self._stalled and kills_for_memory() > self._work.get("kills", 0)
+    def _crashed(self, code: int | None, *, starved: bool = False) -> None:
         reason = f"{self._stalled or way_of_dying(code, starved=starved)}; {self._progress()}"
         if self._run.fruitless + 1 < FRUITLESS_LIMIT:
             self._requeue(reason, counts_as_attempt=True, starved=starved)
             return
-        remedy = f"\n  → {what_takes_less(self._run.request)}" * starved
+        remedy = f"\n  → {what_takes_less(self._run.request, of_gpu=False)}" * starved
         why = f"{FRUITLESS_LIMIT} attempts in a row made no progress; the last: {reason}{remedy}"
         self._end(EventType.FAILED, why, fault=Fault.USER if starved else Fault.INFRASTRUCTURE, exit_code=code)
 
