@@ -14,15 +14,10 @@ from fm_local.trainer import device
 from support.models import examples, make_job, model
 
 
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    return model("llama", tmp_path / "base")
-
-
 def test_bf16_is_refused_on_a_gpu_without_it_before_anything_is_loaded(
-    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job, folder = make_job(tmp_path, rows=examples(8), base=base, precision="bf16")
+    job, folder = make_job(tmp_path, rows=examples(8), base=model("llama", tmp_path / "base"), precision="bf16")
     gpu = {"is_available": True, "is_bf16_supported": False, "get_device_name": "Tesla T4"}
     for name, answer in gpu.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer, **__: answer)
@@ -32,9 +27,9 @@ def test_bf16_is_refused_on_a_gpu_without_it_before_anything_is_loaded(
 
 @pytest.mark.parametrize(("processes", "backend"), [(1, None), (2, "cuda:nccl,cpu:gloo")])
 def test_processes_on_gpus_sum_in_both_memories_and_one_process_opens_no_group(
-    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, processes: int, backend: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int, backend: str | None
 ) -> None:
-    job, folder = make_job(tmp_path, rows=examples(8), base=base, precision="fp32")
+    job, folder = make_job(tmp_path, rows=examples(8), base=model("llama", tmp_path / "base"), precision="fp32")
     given: dict[str, Any] = {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(device, "Accelerator", lambda **kwargs: given.update(kwargs))
