@@ -9,8 +9,8 @@ Each contender trains on all examples once, 16 in a step (128 on a GPU), in a pr
 machine whose speed drifts is as fast for the one as for the other; each turn has a seed of its own, which decides on
 the order of the examples. Counted are real tokens (no padding) per second from the end of the second step to the end of
 the last, and the most memory up to there. The trained weights are then judged on held-out rows by one program that
-knows none of the trainers. A ratio is the median of the ratios of the turns. The losses are drawn in docs/loss-
-curves.png.
+knows none of the trainers. A ratio is the median of the ratios of the turns. The losses are drawn in
+docs/loss-curves.png.
 
 Figures and trials go to a folder of the machine's own under benchmarks/results/: which options are TRL's best, and how
 far ours are from them, depends on the processor.
@@ -44,8 +44,7 @@ Turns = dict[str, dict[str, list[report.Turn]]]
 
 
 def contenders(found: dict[str, Any], method: str, data: str, batch: int) -> dict[str, Contender]:
-    """All that are compared, with `batch` examples a step; `found` is what the search wrote for this device and size.
-    """
+    """All that are compared, with `batch` examples a step. `found`: what the search wrote for this device and size."""
     trials = found[f"{method} {data}"]
     return {
         "ours": Contender("ours", {}),

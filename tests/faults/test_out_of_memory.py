@@ -38,7 +38,7 @@ def small_group() -> Iterator[Path]:
         finally:
             with suppress(OSError):
                 group.rmdir()
-    pytest.skip("control groups of memory can't be made here")
+    pytest.skip("only who may make control groups of memory (root on Linux) can have the kernel end a process")
 
 
 def test_a_trainer_that_is_ended_for_want_of_memory_goes_on_with_less_at_once(

@@ -26,10 +26,7 @@ def base(tmp_path: Path) -> Path:
     return models.tokenizer(models.model("llama", tmp_path / "base", hidden=64))
 
 
-def test_activations_are_kept_where_there_is_room_and_else_computed_again(tmp_path: Path) -> None:
-    base = models.tokenizer(models.model("llama", tmp_path / "base", hidden=64))
-    data = chats(tmp_path / "train.jsonl", 64)
-
+def test_activations_are_kept_where_there_is_room_and_else_computed_again(base: Path, data: Path) -> None:
     def plan(memory: float) -> fm.Plan:
         return fm.plan(base, data, device="H100", device_memory=memory, batch_size=64)
 

@@ -17,27 +17,22 @@ from support.bench import Bench, Exits
 from support.stores import moment
 
 
-class Kills:
-    """How many processes the machine has ended for want of memory: one more once the training's last poll is over."""
+class Starved(Exits):
+    """Whatever exits at once was ended for want of memory: at its last poll, the machine has ended one more."""
 
-    def __init__(self, launcher: Exits) -> None:
-        self.count = 7
-        self._poll, launcher.poll = launcher.poll, self.poll  # type: ignore[method-assign]
+    kills = 7
 
     def poll(self, handle: Handle) -> Poll:
-        found = self._poll(handle)
-        self.count += found.life is Life.EXITED and handle.get("kind", "train") == "train"
-        return found
-
-    def __call__(self) -> int:
-        return self.count
+        self.kills += "exits" in handle
+        return super().poll(handle)
 
 
 def test_trainings_that_die_for_want_of_memory_do_less_at_once_and_end_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bench = Bench(tmp_path, launcher := Exits(-9, None, 1))
-    monkeypatch.setattr(worker, "kills_for_memory", Kills(launcher))
+    launcher = Starved(-9, None, 1)
+    monkeypatch.setattr(worker, "kills_for_memory", lambda: launcher.kills)
+    bench = Bench(tmp_path, launcher)
     run = bench.finish(bench.create(method="lora"))
     assert (run.status, run.fault, run.attempt) == (Status.FAILED, Fault.USER, 3)
     assert "exit code 1, while the machine was out of memory" in run.reason

@@ -23,6 +23,8 @@ VARLEN = "fm_varlen"
 BY_DOCUMENT = "fm_by_document"
 DENSE = ("sdpa", "eager")
 """Those that compute, or at least mask, every pair of tokens of a row: quadratic in the row and not in the document."""
+_ASKED_FOR_GROUPS = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
+"""Whether torch's FlashAttention has to be told that queries share keys; before 2.12 it took them so unasked."""
 
 
 def candidates(device: torch.device, present: str) -> list[str]:
@@ -34,10 +36,6 @@ def candidates(device: torch.device, present: str) -> list[str]:
         return [present]
     flash = ["flash_attention_2"] if is_flash_attn_2_available() else []
     return list(dict.fromkeys([*flash, VARLEN, "flex_attention", present]))
-
-
-_ASKED_FOR_GROUPS = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
-"""Whether torch's FlashAttention has to be told that queries share keys; before 2.12 it took them so unasked."""
 
 
 class Layout(NamedTuple):

@@ -275,8 +275,8 @@ class Worker:
 
     def _requeue(self, reason: str, *, wait: timedelta | None = None, **data: Any) -> None:
         now = self._store.clock.now()
-        began = self._run.attempt_started_at if self._work.get("stage") == "train" else None
-        data["ran_seconds"] = seconds_lived(self._stage_folder(), began) if began else 0.0
+        since = self._run.attempt_started_at if self._work.get("stage") == "train" else None
+        data["ran_seconds"] = seconds_lived(self._stage_folder(), since) if since else 0.0
         event = Event(type=EventType.REQUEUED, time=now, message=reason, data=data)
         try:
             self._run = self._store.save(self.lease, new_events=[event], not_before=now + wait if wait else None)
