@@ -35,13 +35,6 @@ class Poll:
     code: int | None = None
 
 
-def way_of_dying(code: int | None, *, starved: bool) -> str:
-    """In words, how a process ended that was to go on. `starved`: whether its system was ending processes for want of
-    memory meanwhile, which it does not say of each."""
-    how = "nobody saw how" if code is None else f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return f"its process died ({how}{', while the machine was out of memory' * starved})"
-
-
 class Launcher(Protocol):
     """Starts and stops the processes that do a run's stages. It is never asked what happened."""
 
