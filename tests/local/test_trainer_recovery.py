@@ -14,7 +14,7 @@ from fm.errors import RequestError
 from fm_local.trainer.failures import failure_event
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.step import Gradients, Stepper
-from fm_local.trainer.watch import RUN, has_spiked
+from fm_local.trainer.watch import HISTORY, RUN, has_spiked
 from support.disturb import around_gradients, spoil_once
 from support.models import events, examples, lines, make_job, model, run, series
 from support.ranks import run_ranks
@@ -45,11 +45,22 @@ def test_fifty_noisy_but_sound_curves_raise_no_alarm(noise: str) -> None:
 @pytest.mark.parametrize("noise", NOISES)
 def test_a_rise_by_four_deviations_is_found_while_it_lasts(noise: str) -> None:
     random, found = np.random.default_rng(2), 0
+    earliest = 100 if noise == "small" else HISTORY  # before, each step brings more than its noise
     for _ in range(100):
-        values, begin = losses(random, noise), int(random.integers(100, 380))
-        values[begin : begin + 2 * RUN] += 4 * (0.02 if noise == "small" else 0.2)
-        found += bool(alarms(values, begin, begin + 2 * RUN))
+        values, begin = losses(random, noise), int(random.integers(earliest, 380))
+        values[begin : begin + 16] += 4 * (0.02 if noise == "small" else 0.2)
+        found += bool(alarms(values, begin, begin + 16))
     assert found >= 95
+
+
+def test_losses_that_fall_and_level_off_raise_no_alarm() -> None:
+    steps = np.arange(200)
+    for falls_in in (3, 10, 30, 100):
+        random = np.random.default_rng(falls_in)
+        for height in (0.0, 1.0, 10.0):  # in deviations of a step's noise
+            values = height * 0.1 * (np.exp(-steps / falls_in) + 0.2 * np.maximum(0, 1 - steps / 100))
+            assert alarms(values + random.normal(0, 0.1, 200), 0, 200) == []
+        assert alarms(np.exp(-steps / falls_in), 0, 200) == []
 
 
 def test_single_high_losses_are_no_spike() -> None:

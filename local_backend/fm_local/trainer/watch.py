@@ -7,18 +7,26 @@ harm once its gradient is clipped, and losses near zero with rare high ones are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-RUN = 8
+RUN = 10
 """Steps that are looked at together."""
-_REFERENCE = 24
-"""Steps before them that they are compared with: few, since a falling loss hides a spike behind its own past, and no
-trend may be taken away (losses flatten, so a trend continued is soon below them)."""
+_REFERENCE = 30
+"""Steps before them that they are compared with."""
 HISTORY = RUN + _REFERENCE
-_DEVIATIONS = 2.0
-"""How far the run's mean must lie above the reference's median, in standard deviations of a step."""
+_STEPS = np.arange(_REFERENCE)
+_LOWER = 2
+"""Of the run's losses, so many may be no higher, and as many of the reference's may be higher still."""
+_FALL = 1.0
+"""Losses that fall by more than this over the reference, in deviations of a step from a straight line, hide a spike
+behind their own past: they are compared as if they had all been at the line's end."""
+_RISE = 2.3
+"""How far the run's mean must lie above the reference's median, in deviations."""
+_RISE_AT_ONCE = 1.5
+"""And above as many steps just before it: losses that have fallen and lie level now end above the straight line."""
 _LEAST_RISE = 0.05
 """Nats; a smaller rise harms nobody, whatever the noise."""
 
@@ -26,14 +34,19 @@ _LEAST_RISE = 0.05
 def has_spiked(losses: Sequence[float]) -> bool:
     """Whether the last `RUN` of `losses`, of consecutive steps, are a spike. Only the last `HISTORY` are looked at.
 
-    In losses without a trend, whatever their distribution, chance gives an alarm in at most 8 of 100,000 steps: so many
-    of the orders of 32 values have seven of eight above all but two of the others. With the second condition it is 2 of
-    100,000 in normally distributed ones, and still 8 in log-normal ones (`benchmarks/prove.py alarms`). Stricter rules
-    find fewer rises: all of ten above all but two gives 5 in 10 million, and finds 88 of 100 where this finds 99.
+    Of losses without a trend chance takes at most 4 in 100,000 steps for one, whatever their distribution, and of
+    steeply falling ones that level off 1 in 1,000 at the worst places (`benchmarks/prove.py alarms`).
     """
     reference, run = np.array(losses[-HISTORY:-RUN]), np.array(losses[-RUN:])
-    if len(reference) < _REFERENCE or int((run > np.sort(reference)[-3]).sum()) < RUN - 1:
+    if len(reference) < _REFERENCE:
         return False
-    middle = np.median(reference)
-    deviation = 1.4826 * np.median(np.abs(reference - middle))  # of a normal distribution, from the median deviation
-    return bool(run.mean() - middle > max(_DEVIATIONS * deviation, _LEAST_RISE))
+    slope, start = np.polyfit(_STEPS, reference, 1)
+    line = start + slope * _STEPS
+    # From the mean distance, as of a normal distribution: rare high losses weigh less than in a root of squares.
+    deviation = math.sqrt(math.pi / 2) * np.abs(reference - line).mean()
+    if run.mean() - reference[-RUN:].mean() <= _RISE_AT_ONCE * deviation:
+        return False
+    if line[0] - line[-1] > _FALL * deviation:
+        reference = reference - line + line[-1]
+    high = int((run > np.sort(reference)[-1 - _LOWER]).sum()) >= RUN - _LOWER
+    return high and bool(run.mean() - np.median(reference) > max(_RISE * deviation, _LEAST_RISE))
