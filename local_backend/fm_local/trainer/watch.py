@@ -25,8 +25,9 @@ _FALL = 1.0
 behind their own past: they are compared as if they had all been at the line's end."""
 _RISE = 2.3
 """How far the run's mean must lie above the reference's median, in deviations."""
-_RISE_AT_ONCE = 1.5
-"""And above as many steps just before it: losses that have fallen and lie level now end above the straight line."""
+_RISE_AT_ONCE = 1.25
+"""And its median above that of as many steps just before it: losses that have fallen and lie level now end above the
+straight line, and rare high ones lie above it anywhere."""
 _LEAST_RISE = 0.05
 """Nats; a smaller rise harms nobody, whatever the noise."""
 
@@ -44,7 +45,7 @@ def has_spiked(losses: Sequence[float]) -> bool:
     line = start + slope * _STEPS
     # From the mean distance, as of a normal distribution: rare high losses weigh less than in a root of squares.
     deviation = math.sqrt(math.pi / 2) * np.abs(reference - line).mean()
-    if run.mean() - reference[-RUN:].mean() <= _RISE_AT_ONCE * deviation:
+    if np.median(run) - np.median(reference[-RUN:]) <= _RISE_AT_ONCE * deviation:
         return False
     if line[0] - line[-1] > _FALL * deviation:
         reference = reference - line + line[-1]
