@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers import (
 
 from fm.request import LoraConfig
 from fm_local.models.tokenizer import load_tokenizer
+from fm_local.plan import tracing
 from fm_local.plan.tracing import Step, trace
 from fm_local.trainer.batching import MicroBatch
 from fm_local.trainer.loss import TokenLoss
@@ -112,3 +114,10 @@ def test_the_bytes_kept_for_the_backward_pass_are_predicted_within_two_percent(n
     config, step = SHAPES[name]
     predicted = trace(config, step).saved
     assert predicted == pytest.approx(counted(config, step, tmp_path), rel=0.02)
+
+
+def test_a_long_row_takes_as_much_as_if_each_of_its_blocks_of_logits_was_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = Step(1, 2000, LoraConfig(rank=8), rows_of_logits=256, accumulating=True)
+    few = asdict(trace(LLAMA, step))
+    monkeypatch.setattr(tracing, "_two_blocks_of_logits", nullcontext)
+    assert few == pytest.approx(asdict(trace(LLAMA, step)), rel=1e-3)

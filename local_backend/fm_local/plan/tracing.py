@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -22,11 +23,11 @@ from fm.errors import FMError, Unsupported
 from fm_local.plan.counting import count_parameters
 from fm_local.plan.layers import DecoderLayers, build_meta, make_fake
 from fm_local.plan.watching import GroupedProducts, LiveBytes, Operations, count_saved
+from fm_local.trainer import loss as token_loss
 from fm_local.trainer.adapters import add_adapter
 from fm_local.trainer.batching import MicroBatch
 from fm_local.trainer.copies import share_inputs
 from fm_local.trainer.fused_norm import fuse_norms
-from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.short_attention import SHORT
 
 DEPTHS = (2, 3)
@@ -154,7 +155,7 @@ def _trace(config: Any, step: Step) -> Traced:
     model.train()
     experts = any(p.dim() > 2 for p in model.parameters())  # what is multiplied in groups has three dimensions
     grouped = GroupedProducts() if experts else nullcontext()  # type: ignore[no-untyped-call]
-    with FakeTensorMode(), grouped, _one_document_a_row():
+    with FakeTensorMode(), grouped, _one_document_a_row(), _two_blocks_of_logits():
         make_fake(model, step.trained_dtype if step.lora else step.dtype)
         for parameter in model.parameters():
             if parameter.requires_grad and not step.gradients_kept:
@@ -208,7 +209,7 @@ def _pass(model: Any, step: Step, head_apart: bool) -> dict[str, float]:
     batch = _batch(step)
     # Without the cache, in which the second of two passes would find the first one's copies of the weights.
     with torch.autocast("cpu", torch.bfloat16, enabled=step.autocast, cache_enabled=False):
-        trainee = step.loss(model) if step.loss else TokenLoss(
+        trainee = step.loss(model) if step.loss else token_loss.TokenLoss(
             model, head_apart=head_apart, rows_at_once=step.rows_of_logits
         )
     live = LiveBytes(model.config.get_text_config().vocab_size)
@@ -250,6 +251,18 @@ def _one_document_a_row() -> Iterator[None]:
         yield
     finally:
         masking_utils.find_packed_sequence_indices = find
+
+
+@contextmanager
+def _two_blocks_of_logits() -> Iterator[None]:
+    """All blocks of a row's logits are alike, and after the second there is all that the last one finds. A long row has
+    hundreds."""
+    every = token_loss._blocks
+    token_loss._blocks = lambda *given: islice(every(*given), 2)
+    try:
+        yield
+    finally:
+        token_loss._blocks = every
 
 
 @torch.no_grad()

@@ -35,8 +35,8 @@ _LEAST_RISE = 0.05
 def has_spiked(losses: Sequence[float]) -> bool:
     """Whether the last `RUN` of `losses`, of consecutive steps, are a spike. Only the last `HISTORY` are looked at.
 
-    Of losses without a trend chance takes at most 4 in 100,000 steps for one, whatever their distribution, and of
-    steeply falling ones that level off 1 in 1,000 at the worst places (`benchmarks/prove.py alarms`).
+    Of losses without a trend, chance makes at most 6 in 100,000 steps one, whatever their distribution, and of such as
+    fall steeply and level off 6 in 1,000 at the worst place (`benchmarks/prove.py alarms`).
     """
     reference, run = np.array(losses[-HISTORY:-RUN]), np.array(losses[-RUN:])
     if len(reference) < _REFERENCE:
