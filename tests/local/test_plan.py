@@ -109,6 +109,19 @@ def test_what_does_not_fit_is_said_with_what_an_expert_would_try_first(
     assert plan.fits is False
 
 
+@pytest.mark.parametrize(("needed", "is_tight"), [(8.0, True), (7.0, False)])
+def test_what_fits_by_less_than_plans_err_by_is_called_tight(
+    base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, needed: float, is_tight: bool
+) -> None:
+    size = round(needed * 1e9)
+    memory = Memory(
+        weights=size, gradients=0, optimizer=0, activations=0, logits=0, temporary=0, framework=0, reserved=size
+    )
+    monkeypatch.setattr(options, "memory_of", lambda *_, **__: memory)
+    plan = fm.plan(base, data, batch_size=1, device="H100", device_memory="10GB")
+    assert plan.fits and ("it is tight" in "\n".join(plan.advice)) is is_tight
+
+
 def test_an_example_too_long_for_the_memory_is_refused_however_small_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,7 +116,7 @@ def test_the_bytes_kept_for_the_backward_pass_are_predicted_within_two_percent(n
     assert predicted == pytest.approx(counted(config, step, tmp_path), rel=0.02)
 
 
-def test_a_long_row_takes_as_much_as_if_each_of_its_blocks_of_logits_was_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_row_takes_as_much_as_if_all_its_blocks_of_logits_were_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     step = Step(1, 2000, LoraConfig(rank=8), rows_of_logits=256, accumulating=True)
     few = asdict(trace(LLAMA, step))
     monkeypatch.setattr(tracing, "_two_blocks_of_logits", nullcontext)

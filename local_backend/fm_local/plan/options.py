@@ -24,7 +24,7 @@ _CPU_PROCESS = 700 << 20
 """Bytes of a training process on a CPU before it holds a model: Python and the libraries."""
 _ADAFACTOR = 0.01
 """Bytes of state for each parameter: means of rows and columns only."""
-_SPARE = 1.25
+SPARE = 1.25
 """How much more than the plan says has to be there for activations to be kept: about as much as plans err at worst
 (docs/plan.md). What is sharded has nothing to fall back on where memory runs out."""
 _FEWER = 4
@@ -59,7 +59,7 @@ class Options:
             Unsupported: a step of the model can't be traced.
             RequestError: the method can't be applied to it.
         """
-        most = self._most_rows(usual, checkpointing=False, spare=_SPARE)
+        most = self._most_rows(usual, checkpointing=False, spare=SPARE)
         if most >= usual / _FEWER:
             return Rows(min(usual, most), most, checkpointing=False)
         try:
@@ -95,7 +95,7 @@ class Options:
         usable, requested = self._machine.usable(choice.num_processes), choice == self._task.request
         checkpointing = requested and rows.checkpointing
         memory = self._memory(choice, rows.at_once, checkpointing=checkpointing)
-        if not requested and _SPARE * memory.reserved > usable:
+        if not requested and SPARE * memory.reserved > usable:
             with suppress(Unsupported):
                 memory, checkpointing = self._memory(choice, rows.at_once, checkpointing=True), True
         return PlanOption(

@@ -17,7 +17,7 @@ from fm.types import ModelRef
 from fm_local.models.presets import config_of
 from fm_local.plan.amounts import Amounts, amounts_of, steps_and_tokens
 from fm_local.plan.machine import Machine, find_machine
-from fm_local.plan.options import Options
+from fm_local.plan.options import SPARE, Options
 from fm_local.plan.tracing import DEPTHS, Traced
 from fm_local.trainer import device
 
@@ -172,7 +172,14 @@ def _advice(
             f"then sharding over several devices ({name} over {sharded.processes}: {fits(method, 'full')})",
             f"then offload to main memory ({name} over {sharded.processes}: {fits(method, 'full-offload')})",
         ]
-    if asked.fits and rows < room:
+    free = usable - asked.memory.reserved
+    if asked.fits and SPARE * asked.memory.reserved > usable and (rows == 1 or asked.sharding != "none"):
+        advice.append(
+            f"it is tight: {human_bytes(free)} of {human_bytes(usable)} stay free, less than plans err by at worst, "
+            "and a step can't be computed in smaller pieces; if memory runs out, take a smaller context_length or one "
+            "of the ways above"
+        )
+    elif asked.fits and rows < room:
         advice.append(
             f"there is room: {room} rows could be computed at once, and are {rows}; raise batch_size up to "
             f"{room * asked.processes} if fewer, larger steps learn as well"
