@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from stat import S_ISREG
@@ -120,24 +120,37 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _of_each(work: Callable[[Path], str], paths: Sequence[Path]) -> list[str]:
+    """`work` of each file, of some at once: reading, hashing and syncing let other threads go on."""
+    from concurrent.futures import ThreadPoolExecutor  # only where large files are handled
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(work, paths))
+
+
 def seal(folder: Path, **extra: Any) -> dict[str, Any]:
     """Syncs all files below `folder` and writes its manifest, by which it becomes whole. Returns the manifest.
 
     The manifest holds ``files: {name: {bytes, sha256}}`` and the values of `extra`.
     """
-    files = {}
     with disk_errors(folder):
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and path.name != MANIFEST:
-                path.chmod(0o600)
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+        paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+        files = {
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest}
+            for path, digest in zip(paths, _of_each(_settle, paths), strict=True)
+        }
         sync_folder(folder)
         manifest = {**extra, "files": files}
         write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def _settle(path: Path) -> str:
+    """Makes a file private and lets it survive a power cut. Returns its digest."""
+    path.chmod(0o600)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_folder(folder: Path, patterns: Sequence[str], *, verify: bool) -> str:
@@ -145,11 +158,12 @@ def digest_folder(folder: Path, patterns: Sequence[str], *, verify: bool) -> str
     pattern. Without `verify` a manifest's digests are taken as they stand, and its files are not read."""
     manifest = read_manifest(folder)
     if manifest:
-        entries = manifest["files"].items()
-        files = {name: digest_file(folder / name) if verify else entry["sha256"] for name, entry in entries}
+        files = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        if verify:
+            files = dict(zip(files, _of_each(digest_file, [folder / name for name in files]), strict=True))
     else:
         paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-        files = {path.name: digest_file(path) for path in paths}
+        files = {path.name: digest for path, digest in zip(paths, _of_each(digest_file, paths), strict=True)}
     return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
 
 
@@ -161,10 +175,11 @@ def read_manifest(folder: Path, *, verify: bool = False) -> dict[str, Any] | Non
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        for name, entry in manifest["files"].items():
-            path = folder / name
-            if path.stat().st_size != entry["bytes"] or (verify and digest_file(path) != entry["sha256"]):
-                return None
+        named = {folder / name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        if any(path.stat().st_size != size for path, (size, _) in named.items()):
+            return None
+        if verify and _of_each(digest_file, list(named)) != [digest for _, digest in named.values()]:
+            return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return dict(manifest)
