@@ -175,11 +175,10 @@ def read_manifest(folder: Path, *, verify: bool = False) -> dict[str, Any] | Non
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
-        named = {folder / name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-        if any(path.stat().st_size != size for path, (size, _) in named.items()):
-            return None
-        if verify and _of_each(digest_file, list(named)) != [digest for _, digest in named.values()]:
-            return None
+        for name, entry in manifest["files"].items():
+            path = folder / name
+            if path.stat().st_size != entry["bytes"] or (verify and digest_file(path) != entry["sha256"]):
+                return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return dict(manifest)

@@ -109,17 +109,26 @@ def test_what_does_not_fit_is_said_with_what_an_expert_would_try_first(
     assert plan.fits is False
 
 
-@pytest.mark.parametrize(("needed", "is_tight"), [(8.0, True), (7.0, False)])
-def test_what_fits_by_less_than_plans_err_by_is_called_tight(
-    base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, needed: float, is_tight: bool
+@pytest.mark.parametrize(
+    ("needed", "request_", "remedy"),
+    [
+        (8.0, {"batch_size": 1}, "take a smaller context_length"),
+        (8.0, {"batch_size": 8, "sharding": "full", "num_processes": 2}, "take a smaller batch_size or context_length"),
+        (8.0, {"batch_size": 8}, None),  # which can go on in smaller pieces
+        (7.0, {"batch_size": 1}, None),
+    ],
+)
+def test_what_fits_by_less_than_plans_err_by_is_called_tight_where_nothing_smaller_is_left(
+    base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, needed: float, request_: dict[str, Any], remedy: str | None
 ) -> None:
     size = round(needed * 1e9)
     memory = Memory(
         weights=size, gradients=0, optimizer=0, activations=0, logits=0, temporary=0, framework=0, reserved=size
     )
     monkeypatch.setattr(options, "memory_of", lambda *_, **__: memory)
-    plan = fm.plan(base, data, batch_size=1, device="H100", device_memory="10GB")
-    assert plan.fits and ("it is tight" in "\n".join(plan.advice)) is is_tight
+    plan = fm.plan(base, data, device="H100", device_memory="10GB", **request_)
+    said = [text for text in plan.advice if text.startswith("it is tight")]
+    assert plan.fits and (said[0].endswith(remedy) if remedy else not said)
 
 
 def test_an_example_too_long_for_the_memory_is_refused_however_small_the_model(

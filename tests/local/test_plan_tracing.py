@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from contextlib import nullcontext
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from fm.request import LoraConfig
 from fm_local.models.tokenizer import load_tokenizer
 from fm_local.plan import tracing
 from fm_local.plan.tracing import Step, trace
+from fm_local.trainer import loss as token_loss
 from fm_local.trainer.batching import MicroBatch
 from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.methods import prepare_model
@@ -116,8 +117,23 @@ def test_the_bytes_kept_for_the_backward_pass_are_predicted_within_two_percent(n
     assert predicted == pytest.approx(counted(config, step, tmp_path), rel=0.02)
 
 
-def test_a_long_row_takes_as_much_as_if_all_its_blocks_of_logits_were_traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = Step(1, 2000, LoraConfig(rank=8), rows_of_logits=256, accumulating=True)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=8)])
+def test_a_long_row_takes_as_much_as_if_all_its_blocks_of_logits_were_traced(
+    lora: LoraConfig | None, autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Step(1, 2000, lora, autocast=autocast, rows_of_logits=256, accumulating=True)
+    blocks, compute = Counter[str](), token_loss.cross_entropy
+
+    def counted_cross_entropy(*given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        blocks[when] += 1
+        return compute(*given)
+
+    monkeypatch.setattr(token_loss, "cross_entropy", counted_cross_entropy)
+    when = "two"
     few = asdict(trace(LLAMA, step))
-    monkeypatch.setattr(tracing, "_two_blocks_of_logits", nullcontext)
+    monkeypatch.setattr(tracing, "_BLOCKS", None)
+    when = "all"
     assert few == pytest.approx(asdict(trace(LLAMA, step)), rel=1e-3)
+    assert blocks == {"two": 2 * 2, "all": 2 * 8}  # at two depths
+    assert few["forward_logits"] > 0

@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -26,6 +29,7 @@ from fm.job import EXIT_DISK_FULL, EXIT_FAILED, Stage
 from fm.launching import Handle, Life, Poll
 from fm.layout import StageFolder, Storage
 from fm.lifecycle import EventType, Fault, Status
+from fm.store.leases import Lease
 from fm.types import Event, RunRecord
 from support.bench import Bench
 from support.stores import moment
@@ -38,22 +42,54 @@ def lines(*values: object) -> bytes:
     return b"".join(json.dumps(value).encode() + b"\n" for value in values)
 
 
+def refuse(monkeypatch: pytest.MonkeyPatch, bench: Bench, error: Exception, when: Callable[[Any], bool]) -> None:
+    """The store takes nothing of what `when` is true of."""
+    save = bench.store.save
+
+    def save_or_refuse(lease: Lease, **what: Any) -> RunRecord:
+        if when(what):
+            raise error
+        return save(lease, **what)
+
+    monkeypatch.setattr(bench.store, "save", save_or_refuse)
+
+
 @pytest.mark.parametrize("error", [StoreError("locked"), DiskFull("no space left for the run store")])
 def test_what_the_store_could_not_take_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    bench = Bench(tmp_path)
-    record, save, calls = bench.create(), bench.store.save, iter(range(1000))
-
-    def refuse_every_other(*args: object, **what: object) -> RunRecord:
-        if what.get("new_metrics") and next(calls) % 2 == 0:
-            raise error
-        return save(*args, **what)  # type: ignore[arg-type, no-any-return]
-
-    monkeypatch.setattr(bench.store, "save", refuse_every_other)
+    bench, calls = Bench(tmp_path), count()
+    record = bench.create()
+    refuse(monkeypatch, bench, error, lambda what: what.get("new_metrics") and next(calls) % 2 == 0)
     run = bench.finish(record)
     assert (run.status, run.attempt) == (Status.COMPLETED, 1)
     assert [row.step for row in bench.store.metrics(record.id, None, -1, 100)] == list(range(1, 11))
+
+
+def test_a_process_whose_start_the_store_could_not_take_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, noted = list[Stage](), set[Stage]()
+
+    class Counts(ScriptedLauncher):
+        def start(self, run: RunRecord, folder: StageFolder, stage: Stage) -> Handle:
+            started.append(stage)
+            return super().start(run, folder, stage)
+
+    bench = Bench(tmp_path, Counts(Script(), SimulatedClock()))
+
+    def is_first_note_of_a_start(what: Any) -> bool:
+        work = what.get("work") or {"handle": None}
+        if work["handle"] is None or work["stage"] in noted:
+            return False
+        noted.add(work["stage"])
+        return True
+
+    record = bench.create()
+    refuse(monkeypatch, bench, StoreError("locked"), is_first_note_of_a_start)
+    run = bench.finish(record)
+    assert (run.status, run.attempt, noted) == (Status.COMPLETED, 1, {"check", "train"})
+    assert started == ["check", "train"]
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ValueError("a bug"), KeyError("step")])

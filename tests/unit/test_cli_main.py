@@ -168,6 +168,22 @@ def test_ctrl_c_detaches_with_130_and_says_how_to_come_back(tmp_path: Path) -> N
     assert "Traceback" not in rest
 
 
+def test_ctrl_c_is_130_also_where_what_it_meets_tells_of_another_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted_while_compiling(*_: object, **__: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise SyntaxError("can't load unicodedata module") from None
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(main, "main", interrupted_while_compiling)
+    assert run(["runs", "list"]) == INTERRUPTED
+    assert capsys.readouterr().err == ""
+    assert signal.getsignal(signal.SIGINT) == before
+
+
 def test_a_reader_that_goes_away_leaves_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FM_AGENT", "off")
     data = chats(tmp_path / "d.jsonl")

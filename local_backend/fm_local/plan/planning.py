@@ -172,12 +172,11 @@ def _advice(
             f"then sharding over several devices ({name} over {sharded.processes}: {fits(method, 'full')})",
             f"then offload to main memory ({name} over {sharded.processes}: {fits(method, 'full-offload')})",
         ]
-    free = usable - asked.memory.reserved
     if asked.fits and SPARE * asked.memory.reserved > usable and (rows == 1 or asked.sharding != "none"):
         advice.append(
-            f"it is tight: {human_bytes(free)} of {human_bytes(usable)} stay free, less than plans err by at worst, "
-            "and a step can't be computed in smaller pieces; if memory runs out, take a smaller context_length or one "
-            "of the ways above"
+            f"it is tight: {human_bytes(usable - asked.memory.reserved)} of {human_bytes(usable)} stay free, less than "
+            "plans err by at worst, and a step can't go on in smaller pieces; if memory runs out, take a smaller "
+            + ("batch_size or context_length" if rows > 1 else "context_length")
         )
     elif asked.fits and rows < room:
         advice.append(

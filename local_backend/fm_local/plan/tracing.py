@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import torch
@@ -23,16 +22,18 @@ from fm.errors import FMError, Unsupported
 from fm_local.plan.counting import count_parameters
 from fm_local.plan.layers import DecoderLayers, build_meta, make_fake
 from fm_local.plan.watching import GroupedProducts, LiveBytes, Operations, count_saved
-from fm_local.trainer import loss as token_loss
 from fm_local.trainer.adapters import add_adapter
 from fm_local.trainer.batching import MicroBatch
 from fm_local.trainer.copies import share_inputs
 from fm_local.trainer.fused_norm import fuse_norms
+from fm_local.trainer.loss import TokenLoss
 from fm_local.trainer.short_attention import SHORT
 
 DEPTHS = (2, 3)
 """Layers of one kind that are traced: two points of a straight line. A single layer would be first and last at once."""
 _MOST_DEPTH = max(DEPTHS)
+_BLOCKS = 2
+"""Of a row's logits that are traced. After the second there is all that the last one finds; a long row has hundreds."""
 _SHORT = 8
 """Tokens of a row on which a model is tried."""
 
@@ -155,7 +156,7 @@ def _trace(config: Any, step: Step) -> Traced:
     model.train()
     experts = any(p.dim() > 2 for p in model.parameters())  # what is multiplied in groups has three dimensions
     grouped = GroupedProducts() if experts else nullcontext()  # type: ignore[no-untyped-call]
-    with FakeTensorMode(), grouped, _one_document_a_row(), _two_blocks_of_logits():
+    with FakeTensorMode(), grouped, _one_document_a_row():
         make_fake(model, step.trained_dtype if step.lora else step.dtype)
         for parameter in model.parameters():
             if parameter.requires_grad and not step.gradients_kept:
@@ -209,8 +210,8 @@ def _pass(model: Any, step: Step, head_apart: bool) -> dict[str, float]:
     batch = _batch(step)
     # Without the cache, in which the second of two passes would find the first one's copies of the weights.
     with torch.autocast("cpu", torch.bfloat16, enabled=step.autocast, cache_enabled=False):
-        trainee = step.loss(model) if step.loss else token_loss.TokenLoss(
-            model, head_apart=head_apart, rows_at_once=step.rows_of_logits
+        trainee = step.loss(model) if step.loss else TokenLoss(
+            model, head_apart=head_apart, rows_at_once=step.rows_of_logits, blocks=_BLOCKS
         )
     live = LiveBytes(model.config.get_text_config().vocab_size)
 
@@ -251,18 +252,6 @@ def _one_document_a_row() -> Iterator[None]:
         yield
     finally:
         masking_utils.find_packed_sequence_indices = find
-
-
-@contextmanager
-def _two_blocks_of_logits() -> Iterator[None]:
-    """All blocks of a row's logits are alike, and after the second there is all that the last one finds. A long row has
-    hundreds."""
-    every = token_loss._blocks
-    token_loss._blocks = lambda *given: islice(every(*given), 2)
-    try:
-        yield
-    finally:
-        token_loss._blocks = every
 
 
 @torch.no_grad()

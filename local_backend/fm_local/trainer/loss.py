@@ -7,6 +7,7 @@ processes, so that the gradient does not depend on how the step was cut up.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -26,14 +27,16 @@ class TokenLoss(nn.Module):
     """
 
     def __init__(
-        self, language_model: Any, *, head_apart: bool | None = None, rows_at_once: int | None = None
+        self, language_model: Any, *, head_apart: bool | None = None, rows_at_once: int | None = None,
+        blocks: int | None = None,
     ) -> None:
         """`head_apart`: whether head(backbone(ids)) are the model's logits. None: found by trying it. `rows_at_once`:
         of logits, at most, unless the head is trained and wider: adding a block's gradient to a trained head's costs as
-        much as so many rows. None: as many as `_LOGITS_AT_ONCE` holds."""
+        much as so many rows. None: as many as `_LOGITS_AT_ONCE` holds. `blocks` of them are computed, and the rest
+        is passed over: for who wants no loss, but to know what it costs."""
         super().__init__()
         self.language_model = language_model
-        self._rows_at_once = rows_at_once
+        self._rows_at_once, self._most_blocks = rows_at_once, blocks
         self.callers = 1
         """Threads that call this at the same time: all their blocks of logits together have one bound."""
         self._split = _head_can_be_applied_apart(language_model) if head_apart is None else head_apart
@@ -56,7 +59,7 @@ class TokenLoss(nn.Module):
             rows = min(rows, -least // ROW_TOKENS * -ROW_TOKENS)
         if not torch.is_grad_enabled():
             return _sum(cross_entropy(head(h), y) for h, y in _blocks(rows, hidden, batch.labels))
-        return _BlockwiseLoss.apply(head, rows, batch.labels, hidden, *trained)  # type: ignore[no-any-return, no-untyped-call]
+        return _BlockwiseLoss.apply(head, rows, self._most_blocks, batch.labels, hidden, *trained)  # type: ignore[no-any-return, no-untyped-call]
 
     def logits(self, batch: MicroBatch) -> torch.Tensor:
         """The model's own, (rows, length, vocabulary)."""
@@ -82,15 +85,17 @@ class _BlockwiseLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, head: nn.Module, rows: int, labels: torch.Tensor, hidden: torch.Tensor, *trained: torch.Tensor
+        ctx: Any, head: nn.Module, rows: int, most: int | None, labels: torch.Tensor, hidden: torch.Tensor,
+        *trained: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         of_hidden = torch.empty_like(hidden)
         of_trained = [torch.zeros_like(weight) for weight in trained]
         found = []
-        for h, y, slot in _blocks(rows, hidden, labels, of_hidden):
+        for h, y, slot in islice(_blocks(rows, hidden, labels, of_hidden), most):
             with torch.enable_grad():
                 h = h.detach().requires_grad_()
-                loss, right = cross_entropy(head(h), y)
+                # Not the leaf itself: of those, autocast keeps its copies up to the forward pass's end.
+                loss, right = cross_entropy(head(h.view_as(h)), y)
             first, *others = torch.autograd.grad(loss, [h, *trained])
             slot.copy_(first)
             for total, part in zip(of_trained, others, strict=True):
@@ -103,7 +108,7 @@ class _BlockwiseLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, of_loss: torch.Tensor, _: None) -> tuple[torch.Tensor | None, ...]:
-        return None, None, None, *(gradient * of_loss for gradient in ctx.saved_tensors)
+        return None, None, None, None, *(gradient * of_loss for gradient in ctx.saved_tensors)
 
 
 def _blocks(rows: int, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:

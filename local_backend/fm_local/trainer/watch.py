@@ -1,7 +1,8 @@
 """Telling trouble from noise in the losses of optimiser steps.
 
 A rule by ranks, since losses are anything but normally distributed: a run of steps is a spike if nearly all of them lie
-above nearly all that went before, and by more than the noise. A single high loss is no alarm: one odd batch does no
+above nearly all that went before, and by more than the noise. Losses that fall would hide it behind their own past:
+what went before is brought to the level that they had reached, and no lower, since losses flatten. A single high loss is no alarm: one odd batch does no
 harm once its gradient is clipped, and losses near zero with rare high ones are what a nearly learnt set looks like.
 """
 
@@ -21,8 +22,8 @@ _STEPS = np.arange(_REFERENCE)
 _LOWER = 2
 """Of the run's losses, so many may be no higher, and as many of the reference's may be higher still."""
 _FALL = 1.0
-"""Losses that fall by more than this over the reference, in deviations of a step from a straight line, hide a spike
-behind their own past: they are compared as if they had all been at the line's end."""
+"""In deviations of a step from a straight line through the reference: if that falls by more, the reference is brought to
+the line's end."""
 _RISE = 2.3
 """How far the run's mean must lie above the reference's median, in deviations."""
 _RISE_AT_ONCE = 1.25
@@ -35,8 +36,9 @@ _LEAST_RISE = 0.05
 def has_spiked(losses: Sequence[float]) -> bool:
     """Whether the last `RUN` of `losses`, of consecutive steps, are a spike. Only the last `HISTORY` are looked at.
 
-    Of losses without a trend, chance makes at most 6 in 100,000 steps one, whatever their distribution, and of such as
-    fall steeply and level off 6 in 1,000 at the worst place (`benchmarks/prove.py alarms`).
+    Simulated (`benchmarks/prove.py alarms`), chance makes 2 to 3 of 100,000 steps without a trend one if their noise is
+    normal, logistic or heavy-tailed, and 6 if it is log-normal; in losses that fall and level off, 3 of 1,000 trainings
+    have one.
     """
     reference, run = np.array(losses[-HISTORY:-RUN]), np.array(losses[-RUN:])
     if len(reference) < _REFERENCE:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
 from typing import Any, Self
 
@@ -39,8 +39,10 @@ class Work:
     @classmethod
     def read(cls, noted: dict[str, Any]) -> Self:
         """From the store, where it is JSON; empty where nothing has been noted."""
-        known = cls(**{**noted, "devices": tuple(noted.get("devices", ()))})
-        return replace(known, cursor=Cursor(**noted.get("cursor", {})))
+        names = {entry.name for entry in fields(cls)}  # another version of the agent may have noted more
+        known = {name: value for name, value in noted.items() if name in names}
+        known |= {"devices": tuple(noted.get("devices", ())), "cursor": Cursor(**noted.get("cursor", {}))}
+        return cls(**known)
 
 
 class HeldRun:
@@ -78,8 +80,10 @@ class HeldRun:
         return "it had no checkpoint yet" if saved is None else f"its last checkpoint is of step {saved}"
 
     def note(self, work: Work, *, events: Sequence[Event] = ()) -> None:
-        self.record = self._store.save(self.lease, work=asdict(work), new_events=events)
+        """Writes what is done next, or has just been done. It holds here also where the store can't take it now: a
+        process that was started is followed."""
         self.work = work
+        self.record = self._store.save(self.lease, work=asdict(work), new_events=events)
 
     def take_in(self) -> bool:
         """Writes what the stage has told since the last look. Returns whether there was anything."""

@@ -224,9 +224,7 @@ class Worker:
             self._crashed(code, starved=trained_here and kills_for_memory() > self._kills)
 
     def _crashed(self, code: int | None, *, starved: bool = False) -> None:
-        how = "nobody saw how" if code is None else f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-        died = f"its process died ({how}{', while the machine was out of memory' * starved})"
-        reason = f"{self._stalled or died}; {self._held.progress()}"
+        reason = f"{self._stalled or _way_of_dying(code, starved=starved)}; {self._held.progress()}"
         if self.run.fruitless + 1 < FRUITLESS_LIMIT:
             self._held.requeue(reason, counts_as_attempt=True, starved=starved)
             return
@@ -246,3 +244,10 @@ class Worker:
         ran = (now - began(self._held.stage_folder, self.run.attempt_started_at or now)).total_seconds()
         event = Event(type=EventType.COMPLETED, time=now, message="done", data={"ran_seconds": max(0.0, ran)})
         self._held.complete(event, version)
+
+
+def _way_of_dying(code: int | None, *, starved: bool) -> str:
+    """In words, how a process ended that was to go on. `starved`: whether its system was ending processes for want of
+    memory meanwhile, which it does not say of each."""
+    how = "nobody saw how" if code is None else f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    return f"its process died ({how}{', while the machine was out of memory' * starved})"

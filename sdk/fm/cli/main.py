@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
-from typing import Any, cast
+from types import FrameType
+from typing import Any, Self, cast
 
 import click
 
@@ -91,8 +94,10 @@ def run(arguments: list[str]) -> int:
     # As in a shell, options of the root may stand anywhere.
     if debug := "--debug" in arguments:
         arguments = [argument for argument in arguments if argument != "--debug"]
+    ctrl_c = _CtrlC()
     try:
-        code = main.main(arguments, prog_name="ftctl", standalone_mode=False)
+        with ctrl_c:
+            code = main.main(arguments, prog_name="ftctl", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
@@ -106,8 +111,7 @@ def run(arguments: list[str]) -> int:
             _show_traceback()
         return _explain(error)
     except Exception as error:
-        # pydantic tells of a Ctrl-C that meets it while it builds a validator as an error of the schema.
-        if "KeyboardInterrupt" in str(error):
+        if ctrl_c.pressed:
             return INTERRUPTED
         if debug:
             _show_traceback()
@@ -118,6 +122,27 @@ def run(arguments: list[str]) -> int:
             err=True,
         )
         return 1
+
+
+class _CtrlC:
+    """Whether it was pressed. What it meets may tell of it as any other error: pydantic, building a validator, as one
+    of the schema; Python, compiling a character's name, as one of the syntax."""
+
+    pressed = False
+
+    def __enter__(self) -> Self:
+        self._before = signal.getsignal(signal.SIGINT)
+        if self._before is signal.default_int_handler and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, self._press)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if signal.getsignal(signal.SIGINT) == self._press:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _press(self, number: int, frame: FrameType | None) -> None:
+        self.pressed = True
+        signal.default_int_handler(number, frame)
 
 
 def _explain(error: FMError | click.ClickException) -> int:

@@ -170,6 +170,6 @@ def _add_log(connection: Connection, run_id: str, before: int, text: str) -> Non
         text = text[: LOG_CAP - before] + f"\n[log cut at {LOG_CAP >> 20} MiB; the end is in the run's folder]\n"
     last = connection.execute(select(logs.c.seq).where(logs.c.run_id == run_id).order_by(logs.c.seq.desc()).limit(1))
     # PostgreSQL refuses NUL in text.
-    clean = text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    clean = text.replace("\0", "\ufffd")
     connection.execute(insert(logs).values(run_id=run_id, seq=(last.scalar() or 0) + 1, text=clean))
     connection.execute(update(runs).where(runs.c.id == run_id).values(log_bytes=before + size))
