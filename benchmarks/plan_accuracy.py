@@ -186,7 +186,7 @@ def predict(row: Row) -> Memory:
         lora = LoraConfig(rank=row.rank, target_modules=row.modules, dropout=row.dropout)
     step = Step(
         row.rows, row.width, lora, bf16, bf16, checkpointing=row.checkpointing, gradients_kept=row.gradients_kept,
-        loss=row.loss,
+        fused=False, loss=row.loss,
     )
     traced = traced_once(row.model, step)
     if row.offloaded:

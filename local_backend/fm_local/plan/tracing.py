@@ -83,7 +83,7 @@ class Traced:
 class Step:
     """How a micro-batch is computed. The defaults are the trainer's own for LoRA without autocast.
 
-    `trained_dtype`, `gradients_kept` and `loss`, and a step that is not `accumulating`, are there for
+    `trained_dtype`, `gradients_kept`, `fused` and `loss`, and a step that is not `accumulating`, are there for
     `benchmarks/plan_accuracy.py`, which predicts what other trainers need.
     """
 
@@ -112,6 +112,8 @@ class Step:
     """Whether gradients of an earlier micro-batch are there already; they are then left out of the peaks."""
     gradients_kept: bool = True
     """False where the optimiser steps inside the backward pass and drops each gradient."""
+    fused: bool = True
+    """Whether norms and adapters are computed by the trainer's own operations, or as transformers and PEFT do."""
     loss: Callable[[Any], nn.Module] | None = None
     """Makes the module that is trained out of the language model; None for the trainer's `TokenLoss`."""
 
@@ -149,10 +151,11 @@ def _trace(config: Any, step: Step) -> Traced:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if step.lora is not None:
         with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay as they are
-            add_adapter(model, step.lora, token_ids=[], seed=0)
+            add_adapter(model, step.lora, token_ids=[], seed=0, fused=step.fused)
     elif step.shares_inputs:
         share_inputs(model)
-    fuse_norms(model)
+    if step.fused:
+        fuse_norms(model)
     model.train()
     experts = any(p.dim() > 2 for p in model.parameters())  # what is multiplied in groups has three dimensions
     grouped = GroupedProducts() if experts else nullcontext()  # type: ignore[no-untyped-call]

@@ -23,7 +23,7 @@ _SHAPE = ("lora_alpha", "use_rslora", "use_dora", "trainable_token_indices")
 
 
 def add_adapter(
-    model: Any, lora: LoraConfig, *, token_ids: list[int], seed: int, existing: Path | None = None
+    model: Any, lora: LoraConfig, *, token_ids: list[int], seed: int, existing: Path | None = None, fused: bool = True
 ) -> Any:
     """Puts an adapter's layers into `model`, which it freezes, and returns PEFT's view of it.
 
@@ -31,6 +31,7 @@ def add_adapter(
         token_ids: tokens whose rows in embeddings and head are trained along.
         seed: of the new adapter's weights.
         existing: the folder of an adapter that is trained on.
+        fused: whether each layer and its adapter become one operation.
 
     Raises:
         RequestError: the model has no such layers, or the existing adapter is of another shape.
@@ -74,7 +75,8 @@ def add_adapter(
     for parameter in peft_model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    fuse_lora(peft_model)
+    if fused:
+        fuse_lora(peft_model)
     return peft_model
 
 

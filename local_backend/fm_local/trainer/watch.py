@@ -2,8 +2,9 @@
 
 A rule by ranks, since losses are anything but normally distributed: a run of steps is a spike if nearly all of them lie
 above nearly all that went before, and by more than the noise. Losses that fall would hide it behind their own past:
-what went before is brought to the level that they had reached, and no lower, since losses flatten. A single high loss is no alarm: one odd batch does no
-harm once its gradient is clipped, and losses near zero with rare high ones are what a nearly learnt set looks like.
+what went before is brought to the level that they had reached, and no lower, since losses flatten. A single high loss
+is no alarm: one odd batch does no harm once its gradient is clipped, and losses near zero with rare high ones are what
+a nearly learnt set looks like.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _STEPS = np.arange(_REFERENCE)
 _LOWER = 2
 """Of the run's losses, so many may be no higher, and as many of the reference's may be higher still."""
 _FALL = 1.0
-"""In deviations of a step from a straight line through the reference: if that falls by more, the reference is brought to
-the line's end."""
+"""In deviations of a step from a straight line through the reference: if that falls by more, the reference is brought
+to the line's end."""
 _RISE = 2.3
 """How far the run's mean must lie above the reference's median, in deviations."""
 _RISE_AT_ONCE = 1.25
