@@ -150,7 +150,7 @@ def _settle(path: Path) -> str:
     path.chmod(0o600)
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return digest_file(path)
 
 
 def digest_folder(folder: Path, patterns: Sequence[str], *, verify: bool) -> str:
@@ -163,7 +163,7 @@ def digest_folder(folder: Path, patterns: Sequence[str], *, verify: bool) -> str
             files = dict(zip(files, _of_each(digest_file, [folder / name for name in files]), strict=True))
     else:
         paths = sorted({path for pattern in patterns for path in folder.glob(pattern)})
-        files = {path.name: digest for path, digest in zip(paths, _of_each(digest_file, paths), strict=True)}
+        files = dict(zip((path.name for path in paths), _of_each(digest_file, paths), strict=True))
     return hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
 
 

@@ -78,6 +78,13 @@ def test_a_plan_has_nothing_that_a_create_refuses(base: Path, data: Path) -> Non
     assert not any("sharding" in text for text in unsharded.advice)
 
 
+def needing(gigabytes: float) -> Memory:
+    size = round(1e9 * gigabytes)
+    return Memory(
+        weights=size, gradients=0, optimizer=0, activations=0, logits=0, temporary=0, framework=0, reserved=size
+    )
+
+
 @pytest.mark.parametrize(
     ("method", "memory", "advice"),
     [
@@ -98,10 +105,7 @@ def test_what_does_not_fit_is_said_with_what_an_expert_would_try_first(
     }
 
     def memory_of(_: object, method: str, sharding: str, *__: object, **___: object) -> Memory:
-        size = round(1e9 * sizes.get((method, sharding), 2.0))
-        return Memory(
-            weights=size, gradients=0, optimizer=0, activations=0, logits=0, temporary=0, framework=0, reserved=size
-        )
+        return needing(sizes.get((method, sharding), 2.0))
 
     monkeypatch.setattr(options, "memory_of", memory_of)
     plan = fm.plan(base, data, method=method, device="H100", device_memory=f"{memory + 0.54}GB")
@@ -121,11 +125,7 @@ def test_what_does_not_fit_is_said_with_what_an_expert_would_try_first(
 def test_what_fits_by_less_than_plans_err_by_is_called_tight_where_nothing_smaller_is_left(
     base: Path, data: Path, monkeypatch: pytest.MonkeyPatch, needed: float, request_: dict[str, Any], remedy: str | None
 ) -> None:
-    size = round(needed * 1e9)
-    memory = Memory(
-        weights=size, gradients=0, optimizer=0, activations=0, logits=0, temporary=0, framework=0, reserved=size
-    )
-    monkeypatch.setattr(options, "memory_of", lambda *_, **__: memory)
+    monkeypatch.setattr(options, "memory_of", lambda *_, **__: needing(needed))
     plan = fm.plan(base, data, device="H100", device_memory="10GB", **request_)
     said = [text for text in plan.advice if text.startswith("it is tight")]
     assert plan.fits and (said[0].endswith(remedy) if remedy else not said)
